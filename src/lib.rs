@@ -1,0 +1,3 @@
+//! phiward: a per-pod access proxy for services that hand each other protected health information.
+
+pub mod identity;

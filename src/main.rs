@@ -1,0 +1,2 @@
+//! The `phiward` binary.
+fn main() {}
