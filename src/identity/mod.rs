@@ -1,8 +1,26 @@
 //! Who a workload is: SPIFFE IDs, the SVIDs that prove them and the bundles that vouch for SVIDs.
 //!
-//! Parsing is pure; only the sources read files. This module knows nothing of sockets, HTTP, policy or the clock: the
-//! time is passed in.
+//! Parsing and checking are pure; only [`files`] reads files. This module knows nothing of sockets, HTTP, policy or the
+//! clock: the time is passed in.
+//!
+//! From the outside in: [`load`] turns three files into a checked [`Material`]; [`Leaf`] holds the rules for one
+//! certificate; [`Bundles`] follows its chain to the bundle of its own trust domain; [`Ca`] makes SVIDs for development.
 
+mod bundle;
+mod ca;
+mod error;
+pub mod files;
+pub mod inspect;
+mod leaf;
+mod material;
+mod pem;
 mod spiffe_id;
 
+pub use bundle::{Bundle, Bundles, MAX_INTERMEDIATES};
+pub use ca::{Ca, CaError, IssuedSvid};
+pub use error::{AnchorError, IdentityError, SvidError};
+pub use files::{FileContents, FilePaths, digest, load};
+pub use leaf::{Leaf, Usage, certificate_sha256_hex};
+pub use material::{Material, PemFile, PemSet, Svid, material_from_pem};
+pub use pem::PemError;
 pub use spiffe_id::{MAX_SPIFFE_ID_BYTES, MAX_TRUST_DOMAIN_BYTES, SpiffeId, SpiffeIdError, TrustDomain};

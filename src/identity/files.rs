@@ -1,0 +1,131 @@
+//! Identity from files: the one place of this module that reads any.
+//!
+//! Files are read through their path each time and compared by content, because a Kubernetes volume is swapped by a
+//! symlink and spiffe-helper writes certificate, key and bundle one after another. Watching is not done here.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::digest::{Context, SHA256};
+use rustls_pki_types::UnixTime;
+
+use super::material::{Material, PemFile, PemSet, material_from_pem};
+use super::{IdentityError, TrustDomain};
+
+/// The largest certificate, key or bundle file that is read, in bytes.
+pub const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// Where the identity material lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilePaths {
+    /// The SVID, leaf first, then intermediates.
+    pub certificate: PathBuf,
+    /// The leaf's private key.
+    pub private_key: PathBuf,
+    /// The CA certificates of the own trust domain.
+    pub bundle: PathBuf,
+    /// The CA certificates of partners, one file a trust domain.
+    pub federation: Vec<(TrustDomain, PathBuf)>,
+}
+
+/// The content of all files, read once, so that what was compared is what is checked.
+pub struct FileContents {
+    certificate: Named,
+    private_key: Named,
+    bundle: Named,
+    federation: Vec<(TrustDomain, Named)>,
+}
+
+struct Named {
+    name: String,
+    content: Vec<u8>,
+}
+
+/// Reads the files and checks them together, as of `now`.
+///
+/// # Errors
+/// A file that cannot be read, or the first thing that is wrong with the content.
+pub fn load(paths: &FilePaths, trust_domain: &TrustDomain, now: UnixTime) -> Result<Material, IdentityError> {
+    FileContents::read(paths)?.material(trust_domain, now)
+}
+
+/// A digest of what the files hold now. Equal digests mean equal content.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn digest(paths: &FilePaths) -> Result<[u8; 32], IdentityError> {
+    Ok(FileContents::read(paths)?.digest())
+}
+
+impl FileContents {
+    /// Reads every file once.
+    ///
+    /// # Errors
+    /// The first file that cannot be read.
+    pub fn read(paths: &FilePaths) -> Result<Self, IdentityError> {
+        let federation = paths.federation.iter();
+        Ok(Self {
+            certificate: Named::read(&paths.certificate)?,
+            private_key: Named::read(&paths.private_key)?,
+            bundle: Named::read(&paths.bundle)?,
+            federation: federation
+                .map(|(name, path)| Ok((name.clone(), Named::read(path)?)))
+                .collect::<Result<_, IdentityError>>()?,
+        })
+    }
+
+    /// A digest of the content. Equal digests mean equal content.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut context = Context::new(&SHA256);
+        let federation = self.federation.iter().map(|(_, file)| file);
+        for file in [&self.certificate, &self.private_key, &self.bundle].into_iter().chain(federation) {
+            // The length keeps a byte that moves from one file to the next from going unnoticed.
+            context.update(&(file.content.len() as u64).to_be_bytes());
+            context.update(&file.content);
+        }
+        let mut digest = [0; 32];
+        digest.copy_from_slice(context.finish().as_ref()); // SHA-256 has 32 bytes
+        digest
+    }
+
+    /// Checks the content, as [`material_from_pem`] does.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn material(&self, trust_domain: &TrustDomain, now: UnixTime) -> Result<Material, IdentityError> {
+        let set = PemSet {
+            certificate: self.certificate.pem(),
+            private_key: self.private_key.pem(),
+            bundle: self.bundle.pem(),
+            federation: self.federation.iter().map(|(name, file)| (name, file.pem())).collect(),
+        };
+        material_from_pem(&set, trust_domain, now)
+    }
+}
+
+impl Named {
+    fn read(path: &Path) -> Result<Self, IdentityError> {
+        Ok(Self { name: path.display().to_string(), content: read_file(path)? })
+    }
+
+    fn pem(&self) -> PemFile<'_> {
+        PemFile { name: &self.name, text: &self.content }
+    }
+}
+
+/// Reads one certificate or key file.
+///
+/// # Errors
+/// [`IdentityError::Read`], or [`IdentityError::TooLarge`] above [`MAX_FILE_BYTES`].
+pub fn read_file(path: &Path) -> Result<Vec<u8>, IdentityError> {
+    let mut content = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut content));
+    match read {
+        Err(source) => Err(IdentityError::Read { path: path.to_owned(), source }),
+        Ok(length) if length as u64 > MAX_FILE_BYTES => {
+            Err(IdentityError::TooLarge { path: path.to_owned() })
+        }
+        Ok(_) => Ok(content),
+    }
+}

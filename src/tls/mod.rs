@@ -1,0 +1,14 @@
+//! TLS for the mesh leg: what a handshake offers, whom it accepts, and why it failed.
+//!
+//! Configurations are built once a rotation and shared; nothing here is done once a connection but to read the peer's
+//! certificate. Both sides verify, TLS 1.3 only, nothing is resumed: a resumed session would skip the chain check
+//! (CVE-2022-21654 is what that cost elsewhere). It knows identities, and nothing of policy, sockets or HTTP.
+
+mod failure;
+mod peer;
+mod settings;
+mod verify;
+
+pub use failure::{handshake_code, peer_error};
+pub use peer::{PeerCert, PeerError, peer_cert};
+pub use settings::{Alpn, TlsError, TlsSettings, cipher_name, dummy_server_name, version_name};
