@@ -13,6 +13,7 @@ pub mod files;
 pub mod inspect;
 mod leaf;
 mod material;
+mod pattern;
 mod pem;
 mod spiffe_id;
 
@@ -23,4 +24,5 @@ pub use files::{FileContents, FilePaths, digest, load};
 pub use leaf::{Leaf, Usage, certificate_sha256_hex};
 pub use material::{Material, PemFile, PemSet, Svid, material_from_pem};
 pub use pem::PemError;
+pub use pattern::{IdPattern, IdPatternError};
 pub use spiffe_id::{MAX_SPIFFE_ID_BYTES, MAX_TRUST_DOMAIN_BYTES, SpiffeId, SpiffeIdError, TrustDomain};

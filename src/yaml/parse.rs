@@ -313,4 +313,20 @@ mod tests {
         assert_eq!(entries[1].at, Mark { line: 2, column: 1 });
         assert_eq!(entries[1].value.value, Value::Scalar { text: "2".into(), plain: true });
     }
+
+    proptest::proptest! {
+        /// If this fails, bytes that someone puts into a policy or configuration file can bring the process down.
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            let _ = parse(&bytes);
+        }
+
+        /// As above, with the pieces that YAML is made of, which random bytes seldom are.
+        #[test]
+        fn no_arrangement_of_yaml_makes_it_panic(
+            text in "([ab]|: |- |\\? |\\[|\\]|\\{|\\}|, |\"|'|\\||>|#|&a|\\*a|!|<<|%YAML|---|\\.\\.\\.|\t|\\\\x|\n|  ){0,40}"
+        ) {
+            let _ = parse(text.as_bytes());
+        }
+    }
 }
