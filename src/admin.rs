@@ -1,0 +1,180 @@
+//! The admin endpoint: is it alive, is it ready and if not why, what it counts, which policy is in force, and a drain.
+//!
+//! Loopback unless told. Shows states and counts; no key, no header, no path and no identity of a caller.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Json;
+use axum::Router;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use http::{Method, StatusCode, header};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, watch};
+
+use crate::audit::Audit;
+use crate::logging::LogLevel;
+use crate::metrics::Metrics;
+use crate::policy::Policy;
+use crate::reload::ReloadStatus;
+use crate::tls::TlsSettings;
+
+/// What `/live` and `/ready` are answered from.
+pub struct Health {
+    draining: AtomicBool,
+    audit: Audit,
+    tls: watch::Receiver<Arc<TlsSettings>>,
+    policy: Option<watch::Receiver<Arc<Policy>>>,
+    reloads: ReloadStatus,
+}
+
+impl Health {
+    /// Ready from the start: a sidecar is only built when identity, policy and audit are usable.
+    pub fn new(
+        audit: Audit,
+        tls: watch::Receiver<Arc<TlsSettings>>,
+        policy: Option<watch::Receiver<Arc<Policy>>>,
+        reloads: ReloadStatus,
+    ) -> Self {
+        Self { draining: AtomicBool::new(false), audit, tls, policy, reloads }
+    }
+
+    /// Turns readiness off for good.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Answers the probe listener's own paths.
+    pub(crate) fn answer(&self, method: &Method, path: &str) -> Option<(StatusCode, &'static str)> {
+        match (method, path) {
+            (&Method::GET, "/live") => Some((StatusCode::OK, "live\n")),
+            (&Method::GET, "/ready") if self.reasons().is_empty() => Some((StatusCode::OK, "ready\n")),
+            (&Method::GET, "/ready") => Some((StatusCode::SERVICE_UNAVAILABLE, "not ready\n")),
+            _ => None,
+        }
+    }
+
+    /// Why the sidecar is not ready; empty when it is.
+    fn reasons(&self) -> Vec<&'static str> {
+        let expired = self.tls.borrow().material().svid.not_after() <= unix_now();
+        let conditions = [
+            (self.draining.load(Ordering::Relaxed), "draining"),
+            (expired, "the SVID has expired"),
+            (!self.audit.status().healthy, "the audit trail takes no events"),
+        ];
+        conditions.into_iter().filter_map(|(bad, why)| bad.then_some(why)).collect()
+    }
+
+    fn detail(&self) -> Value {
+        let reasons = self.reasons();
+        let audit = self.audit.status();
+        let settings = self.tls.borrow().clone();
+        let svid = &settings.material().svid;
+        let mut detail = json!({
+            "ready": reasons.is_empty(),
+            "reasons": reasons,
+            "identity": {
+                "spiffe_id": svid.id().as_str(),
+                "expires_in_seconds": svid.not_after() - unix_now(),
+            },
+            "audit": {
+                "healthy": audit.healthy,
+                "epoch": audit.epoch,
+                "events": audit.events,
+                "spool_bytes": audit.spool_bytes,
+                "backlog_events": audit.backlog,
+                "last_error": audit.last_error,
+            },
+            "reload_errors": self.reloads.errors(),
+        });
+        if let Some(policy) = &self.policy {
+            detail["policy"] = policy_detail(&policy.borrow());
+        }
+        detail
+    }
+}
+
+/// What the admin endpoint acts on.
+#[derive(Clone)]
+pub struct AdminState {
+    /// Liveness and readiness.
+    pub health: Arc<Health>,
+    /// `/metrics`.
+    pub metrics: Metrics,
+    /// Told by `POST /drain`.
+    pub drain: Arc<Notify>,
+    /// `PUT /log-level`, where the process owns its log.
+    pub log: Option<LogLevel>,
+}
+
+/// Serves the admin endpoint until the task is dropped.
+pub async fn serve(listener: TcpListener, state: AdminState) {
+    let router = Router::new()
+        .route("/live", get(|| async { "live\n" }))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/policy", get(policy))
+        .route("/log-level", put(log_level))
+        .route("/drain", post(drain))
+        .with_state(state);
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::error!(%error, "the admin endpoint stopped");
+    }
+}
+
+async fn ready(State(state): State<AdminState>) -> Response {
+    let detail = state.health.detail();
+    let ready = detail["ready"] == Value::Bool(true);
+    (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(detail)).into_response()
+}
+
+async fn metrics(State(state): State<AdminState>) -> Response {
+    let audit = state.health.audit.status();
+    let m = &state.metrics;
+    m.svid_expiry.set(state.health.tls.borrow().material().svid.not_after());
+    m.audit_events.set(clamp(audit.events));
+    m.audit_spool_bytes.set(clamp(audit.spool_bytes));
+    m.audit_backlog.set(clamp(audit.backlog));
+    m.audit_healthy.set(i64::from(audit.healthy));
+    match m.render() {
+        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+async fn policy(State(state): State<AdminState>) -> Response {
+    match &state.health.policy {
+        Some(policy) => Json(policy_detail(&policy.borrow())).into_response(),
+        None => (StatusCode::NOT_FOUND, "this sidecar has no inbound side, so no policy\n").into_response(),
+    }
+}
+
+async fn log_level(State(state): State<AdminState>, level: String) -> Response {
+    let Some(log) = &state.log else {
+        return (StatusCode::NOT_FOUND, "the log is not this sidecar's own\n").into_response();
+    };
+    match log.set(level.trim()) {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+    }
+}
+
+async fn drain(State(state): State<AdminState>) -> StatusCode {
+    state.drain.notify_one();
+    StatusCode::ACCEPTED
+}
+
+fn policy_detail(policy: &Policy) -> Value {
+    json!({"name": policy.name(), "revision": policy.revision(), "sha256": policy.sha256_hex()})
+}
+
+fn clamp(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn unix_now() -> i64 {
+    jiff::Timestamp::now().as_second()
+}

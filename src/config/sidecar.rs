@@ -1,0 +1,406 @@
+//! Reading the sidecar's and the collector's configuration, block by block.
+
+use std::collections::HashSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::model::{
+    AdminConfig, AppProtocol, AuditConfig, CollectorConfig, IdentityConfig, InboundConfig, InboundListener,
+    Limits, MeshProtocol, OutboundAudit, OutboundConfig, ProbesConfig, ServiceConfig, SidecarConfig,
+    SinkConfig, Workload,
+};
+use super::read::Reading;
+use crate::audit::{Durability, OnFailure};
+use crate::yaml::{Fields, Node};
+
+const DEFAULT_SPOOL_BYTES: u64 = 1 << 30;
+const LEAST_SPOOL_BYTES: u64 = 1 << 20;
+const DEFAULT_ADMIN_PORT: u16 = 15000;
+
+pub(super) fn read_sidecar(r: &Reading<'_>, root: &Node) -> Option<SidecarConfig> {
+    let mut f = r.fields(root, "the configuration")?;
+    read_version(r, &mut f);
+    let workload = f.required("workload").and_then(|n| read_workload(r, n));
+    let identity = f.required("identity").and_then(|n| read_identity(r, n));
+    let inbound = f.optional("inbound").map(|n| read_inbound(r, n));
+    let outbound = f.optional("outbound").map(|n| read_outbound(r, n));
+    let policy = f.optional("policy").map(|n| {
+        let mut f = r.fields(n, "policy")?;
+        let file = f.required("file").and_then(|n| r.path(n, "file"));
+        f.finish();
+        file
+    });
+    let audit = f.required("audit").and_then(|n| read_audit(r, n));
+    let admin = f.optional("admin").map_or(Some(default_admin()), |n| read_admin(r, n));
+    let limits = f.optional("limits").map_or(Some(Limits::default()), |n| read_limits(r, n));
+    let workers = f.optional("workers").map_or(Some(default_workers()), |n| {
+        r.reader.u64(n, "workers", 1..=256).map(|count| count as usize)
+    });
+    if inbound.is_none() && outbound.is_none() {
+        r.reader.problem(f.at(), "there is neither an inbound nor an outbound side: nothing would be served");
+    }
+    if inbound.is_some() && policy.is_none() {
+        r.reader.problem_with_hint(
+            f.at(),
+            "inbound needs a policy: without one every request would be denied",
+            "add `policy: {file: policy.yaml}`",
+        );
+    }
+    f.finish();
+    Some(SidecarConfig {
+        workload: workload?,
+        identity: identity?,
+        inbound: transpose(inbound)?,
+        outbound: transpose(outbound)?,
+        policy: transpose(policy)?,
+        audit: audit?,
+        admin: admin?,
+        limits: limits?,
+        workers: workers?,
+    })
+}
+
+pub(super) fn read_collector(r: &Reading<'_>, root: &Node) -> Option<CollectorConfig> {
+    let mut f = r.fields(root, "the configuration")?;
+    read_version(r, &mut f);
+    let identity = f.required("identity").and_then(|n| read_identity(r, n));
+    let bind = f.required("bind").and_then(|n| r.address(n, "bind"));
+    let store = f.required("store").and_then(|n| {
+        let mut f = r.fields(n, "store")?;
+        let dir = f.required("dir").and_then(|n| r.path(n, "dir"));
+        f.finish();
+        dir
+    });
+    f.finish();
+    Some(CollectorConfig { identity: identity?, bind: bind?, store: store? })
+}
+
+/// An optional block that is there must be good.
+fn transpose<T>(block: Option<Option<T>>) -> Option<Option<T>> {
+    match block {
+        None => Some(None),
+        Some(Some(value)) => Some(Some(value)),
+        Some(None) => None,
+    }
+}
+
+fn read_version(r: &Reading<'_>, f: &mut Fields<'_, '_>) {
+    if let Some(node) = f.required("version")
+        && r.reader.u64(node, "version", 0..=u64::MAX).is_some_and(|version| version != 1)
+    {
+        r.reader.problem(node.at, "version must be 1, the only one there is");
+    }
+}
+
+fn read_workload(r: &Reading<'_>, node: &Node) -> Option<Workload> {
+    let mut f = r.fields(node, "workload")?;
+    let service = f.required("service").and_then(|n| r.name(n, "service"));
+    let namespace = f.required("namespace").and_then(|n| r.name(n, "namespace"));
+    // Kubernetes' downward API fills variables, not files that are mounted read-only.
+    let pod = f.optional("pod").map(|n| r.name(n, "pod"));
+    let node_name = f.optional("node").map(|n| r.name(n, "node"));
+    f.finish();
+    Some(Workload {
+        service: service?,
+        namespace: namespace?,
+        pod: transpose(pod)?.or_else(|| from_environment("PHIWARD_POD")),
+        node: transpose(node_name)?.or_else(|| from_environment("PHIWARD_NODE")),
+    })
+}
+
+fn from_environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn read_identity(r: &Reading<'_>, node: &Node) -> Option<IdentityConfig> {
+    let mut f = r.fields(node, "identity")?;
+    let trust_domain = f.required("trust_domain").and_then(|n| r.trust_domain(n, "trust_domain"));
+    if let Some(source) = f.optional("source")
+        && r.reader.string(source, "source").is_some_and(|text| text != "files")
+    {
+        r.reader.problem_with_hint(
+            source.at,
+            "source must be `files`: this version cannot ask SPIRE",
+            "spiffe-helper writes the agent's SVID to files",
+        );
+    }
+    f.unsupported("spire", "use `files`, for example written by spiffe-helper");
+    let files = f.required("files").and_then(|n| {
+        let mut f = r.fields(n, "files")?;
+        let certificate = f.required("certificate").and_then(|n| r.path(n, "certificate"));
+        let private_key = f.required("private_key").and_then(|n| r.path(n, "private_key"));
+        let bundle = f.required("bundle").and_then(|n| r.path(n, "bundle"));
+        f.finish();
+        Some((certificate?, private_key?, bundle?))
+    });
+    let federation = f.optional("federation").map_or(Some(Vec::new()), |n| {
+        let items = r.reader.list(n, "federation")?.iter().map(|item| {
+            let mut f = r.fields(item, "a federation entry")?;
+            let domain = f.required("trust_domain").and_then(|n| r.trust_domain(n, "trust_domain"));
+            let bundle = f.required("bundle").and_then(|n| r.path(n, "bundle"));
+            f.finish();
+            Some((domain?, bundle?))
+        });
+        items.collect::<Vec<_>>().into_iter().collect()
+    });
+    f.finish();
+    let (certificate, private_key, bundle) = files?;
+    let trust_domain = trust_domain?;
+    Some(IdentityConfig { trust_domain, certificate, private_key, bundle, federation: federation? })
+}
+
+fn read_inbound(r: &Reading<'_>, node: &Node) -> Option<InboundConfig> {
+    let mut f = r.fields(node, "inbound")?;
+    let listeners = f.required("listeners").and_then(|n| {
+        let items = r.reader.nonempty_list(n, "listeners")?;
+        let mut names = HashSet::new();
+        let read = items.iter().map(|item| {
+            let listener = read_listener(r, item)?;
+            if !names.insert(listener.name.clone()) {
+                r.reader.problem(item.at, format!("there is another listener called `{}`", listener.name));
+            }
+            Some(listener)
+        });
+        read.collect::<Vec<_>>().into_iter().collect::<Option<Vec<_>>>()
+    });
+    let probes = f.optional("probes").map(|n| {
+        let mut f = r.fields(n, "probes")?;
+        let bind = f.required("bind").and_then(|n| r.address(n, "bind"));
+        let paths = f.optional("paths").map_or(Some(Vec::new()), |n| {
+            let items = r.reader.list(n, "paths")?.iter().map(|item| {
+                let path = r.reader.string(item, "a probe path")?;
+                if !path.starts_with('/') || path.contains(['?', '#', '%', ' ']) || path.contains("..") {
+                    r.reader.problem(item.at, "a probe path must start with / and be literal, without a query");
+                    return None;
+                }
+                Some(path.to_owned())
+            });
+            items.collect::<Vec<_>>().into_iter().collect()
+        });
+        f.finish();
+        Some(ProbesConfig { bind: bind?, paths: paths? })
+    });
+    f.finish();
+    Some(InboundConfig { listeners: listeners?, probes: transpose(probes)? })
+}
+
+fn read_listener(r: &Reading<'_>, node: &Node) -> Option<InboundListener> {
+    let mut f = r.fields(node, "a listener")?;
+    let name = f.required("name").and_then(|n| r.name(n, "name"));
+    let bind = f.required("bind").and_then(|n| r.address(n, "bind"));
+    let app = f.required("app").and_then(|n| r.address(n, "app"));
+    let protocol = read_http_only(r, &mut f);
+    let app_protocol = f.optional("app_protocol").map_or(Some(AppProtocol::Http), |n| {
+        r.reader.one_of(n, "app_protocol", &[("http", AppProtocol::Http), ("h2c", AppProtocol::H2c)])
+    });
+    f.finish();
+    protocol?;
+    Some(InboundListener { name: name?, bind: bind?, app: app?, app_protocol: app_protocol? })
+}
+
+/// `protocol: http`; `tcp` is known and said to be missing rather than taken for a typing error.
+fn read_http_only(r: &Reading<'_>, f: &mut Fields<'_, '_>) -> Option<()> {
+    let Some(node) = f.optional("protocol") else { return Some(()) };
+    match r.reader.string(node, "protocol")? {
+        "http" => Some(()),
+        "tcp" => {
+            r.reader.problem(node.at, "protocol: tcp is not supported by this version of phiward");
+            None
+        }
+        _ => {
+            r.reader.problem(node.at, "protocol must be `http`");
+            None
+        }
+    }
+}
+
+fn read_outbound(r: &Reading<'_>, node: &Node) -> Option<OutboundConfig> {
+    let mut f = r.fields(node, "outbound")?;
+    let audit = f.optional("audit").map_or(Some(OutboundAudit::Refused), |n| {
+        r.reader.one_of(n, "audit", &[("refused", OutboundAudit::Refused), ("all", OutboundAudit::All)])
+    });
+    let bind = f.required("bind").and_then(|n| r.address(n, "bind"));
+    let services = f.required("services").and_then(|n| {
+        let items = r.reader.nonempty_list(n, "services")?;
+        let mut hosts = HashSet::new();
+        let mut names = HashSet::new();
+        let read = items.iter().map(|item| {
+            let service = read_service(r, item)?;
+            if !names.insert(service.name.clone()) {
+                r.reader.problem(item.at, format!("there is another service called `{}`", service.name));
+            }
+            for host in &service.hosts {
+                if !hosts.insert(host.clone()) {
+                    r.reader.problem(item.at, format!("the host `{host}` belongs to another service already"));
+                }
+            }
+            Some(service)
+        });
+        read.collect::<Vec<_>>().into_iter().collect::<Option<Vec<_>>>()
+    });
+    f.finish();
+    Some(OutboundConfig { audit: audit?, bind: bind?, services: services? })
+}
+
+fn read_service(r: &Reading<'_>, node: &Node) -> Option<ServiceConfig> {
+    let mut f = r.fields(node, "a service")?;
+    let name = f.required("name").and_then(|n| r.name(n, "name"));
+    let hosts = f.required("hosts").and_then(|n| {
+        let items = r.reader.nonempty_list(n, "hosts")?.iter().map(|item| r.host(item, "a host"));
+        items.collect::<Vec<_>>().into_iter().collect::<Option<Vec<_>>>()
+    });
+    let endpoints = f.required("endpoints").and_then(|n| {
+        let items = r.reader.nonempty_list(n, "endpoints")?.iter().map(|item| r.endpoint(item, "an endpoint"));
+        items.collect::<Vec<_>>().into_iter().collect::<Option<Vec<_>>>()
+    });
+    let identities = f.required("identities").and_then(|n| r.identities(n, "identities"));
+    let protocol = read_http_only(r, &mut f);
+    let mesh = f.optional("mesh").map_or(Some(MeshProtocol::H2), |n| {
+        r.reader.one_of(n, "mesh", &[("h2", MeshProtocol::H2), ("h1", MeshProtocol::H1)])
+    });
+    f.finish();
+    protocol?;
+    let (name, hosts, endpoints) = (name?, hosts?, endpoints?);
+    Some(ServiceConfig { name, hosts, endpoints, identities: identities?, mesh: mesh? })
+}
+
+fn read_audit(r: &Reading<'_>, node: &Node) -> Option<AuditConfig> {
+    let mut f = r.fields(node, "audit")?;
+    let spool = f.required("spool").and_then(|n| {
+        let mut f = r.fields(n, "spool")?;
+        let dir = f.required("dir").and_then(|n| r.path(n, "dir"));
+        let max_bytes = f.optional("max_bytes").map_or(Some(DEFAULT_SPOOL_BYTES), |n| {
+            r.reader.bytes(n, "max_bytes", LEAST_SPOOL_BYTES..=u64::MAX)
+        });
+        let durability = f.optional("durability").map_or(Some(Durability::Write), |n| {
+            let words = [
+                ("write", Durability::Write),
+                ("fsync", Durability::Fsync),
+                ("fsync_before_forward", Durability::FsyncBeforeForward),
+            ];
+            r.reader.one_of(n, "durability", &words)
+        });
+        f.finish();
+        Some((dir?, max_bytes?, durability?))
+    });
+    let on_failure = f.optional("on_failure").map_or(Some(OnFailure::Deny), |n| {
+        let words = [("deny", OnFailure::Deny), ("allow_with_gap", OnFailure::AllowWithGap)];
+        r.reader.one_of(n, "on_failure", &words)
+    });
+    let key_file = f.required("key_file").and_then(|n| r.path(n, "key_file"));
+    let sinks = f.optional("sinks").map_or(Some(Vec::new()), |n| {
+        let items = r.reader.list(n, "sinks")?;
+        let mut names = HashSet::new();
+        let read = items.iter().map(|item| {
+            let sink = read_sink(r, item)?;
+            if !names.insert(sink.name.clone()) {
+                r.reader.problem(item.at, format!("there is another sink called `{}`", sink.name));
+            }
+            Some(sink)
+        });
+        read.collect::<Vec<_>>().into_iter().collect()
+    });
+    f.finish();
+    let (dir, max_bytes, durability) = spool?;
+    Some(AuditConfig {
+        dir,
+        max_bytes,
+        durability,
+        on_failure: on_failure?,
+        key_file: key_file?,
+        sinks: sinks?,
+    })
+}
+
+fn read_sink(r: &Reading<'_>, node: &Node) -> Option<SinkConfig> {
+    let mut f = r.fields(node, "a sink")?;
+    let name = f.required("name").and_then(|n| r.name(n, "name"));
+    let kind = f.required("type").and_then(|n| match r.reader.string(n, "type")? {
+        "phiward" => Some(()),
+        "ndjson" | "otlp" | "splunk_hec" | "elasticsearch" => {
+            r.reader.problem(n.at, "this type of sink is not supported by this version of phiward: use `phiward`");
+            None
+        }
+        _ => {
+            r.reader.problem(n.at, "type must be `phiward`");
+            None
+        }
+    });
+    let endpoint = f.required("endpoint").and_then(|n| r.base_url(n, "endpoint"));
+    let identities = f.entry("identities").map(|e| (e.at, r.identities(&e.value, "identities")));
+    let required = f.optional("required").map_or(Some(true), |n| r.reader.bool(n, "required"));
+    let at = f.at();
+    f.finish();
+    let (https, endpoint) = endpoint?;
+    let identities = match (https, identities) {
+        (true, Some((_, ids))) => ids?,
+        (false, None) => Vec::new().into(),
+        (true, None) => {
+            r.reader.problem(at, "a sink over https:// needs `identities`: who may receive the audit trail");
+            return None;
+        }
+        (false, Some((at, _))) => {
+            r.reader.problem(at, "`identities` can only be checked over https://");
+            return None;
+        }
+    };
+    kind?;
+    Some(SinkConfig { name: name?, https, endpoint, identities, required: required? })
+}
+
+fn default_admin() -> AdminConfig {
+    AdminConfig { bind: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_ADMIN_PORT)) }
+}
+
+fn read_admin(r: &Reading<'_>, node: &Node) -> Option<AdminConfig> {
+    let mut f = r.fields(node, "admin")?;
+    let bind = f.optional("bind").map_or(Some(default_admin().bind), |n| r.address(n, "bind"));
+    f.finish();
+    Some(AdminConfig { bind: bind? })
+}
+
+fn read_limits(r: &Reading<'_>, node: &Node) -> Option<Limits> {
+    const SECONDS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
+    let mut f = r.fields(node, "limits")?;
+    let mut limits = Limits::default();
+    let mut good = true;
+    let mut keep = |read: Option<()>| good &= read.is_some();
+    if let Some(n) = f.optional("head_bytes") {
+        keep(r.reader.bytes(n, "head_bytes", 8192..=1 << 20).map(|v| limits.head_bytes = v as u32));
+    }
+    if let Some(n) = f.optional("connections") {
+        keep(r.reader.u64(n, "connections", 1..=1_000_000).map(|v| limits.connections = v as usize));
+    }
+    if let Some(n) = f.optional("streams") {
+        keep(r.reader.u64(n, "streams", 1..=10_000).map(|v| limits.streams = v as u32));
+    }
+    if let Some(n) = f.optional("handshakes") {
+        keep(r.reader.u64(n, "handshakes", 1..=10_000).map(|v| limits.handshakes = v as usize));
+    }
+    let times: [(&'static str, &mut Duration); 5] = [
+        ("handshake_timeout", &mut limits.handshake_timeout),
+        ("head_timeout", &mut limits.head_timeout),
+        ("connect_timeout", &mut limits.connect_timeout),
+        ("response_timeout", &mut limits.response_timeout),
+        ("upstream_idle", &mut limits.upstream_idle),
+    ];
+    for (key, slot) in times {
+        if let Some(n) = f.optional(key) {
+            keep(r.reader.duration(n, key, SECONDS).map(|v| *slot = v));
+        }
+    }
+    let drains = [("drain_delay", &mut limits.drain_delay), ("drain_deadline", &mut limits.drain_deadline)];
+    for (key, slot) in drains {
+        if let Some(n) = f.optional(key) {
+            keep(r.reader.duration(n, key, Duration::ZERO..=Duration::from_secs(3600)).map(|v| *slot = v));
+        }
+    }
+    f.finish();
+    good.then_some(limits)
+}
+
+fn default_workers() -> usize {
+    // Counts the cores that the process may use, a container's CPU quota included.
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

@@ -1,0 +1,324 @@
+//! May this request pass, and where to? The answer, recorded before anything is forwarded.
+//!
+//! Both directions come through here: a target is read from what arrived, somebody decides (the policy inbound, the
+//! route table outbound), and the audit trail gets its event. What arrives is never repaired: the bytes that are matched
+//! are the bytes that are forwarded.
+
+use std::borrow::Cow;
+use std::rc::Rc;
+
+use http::header::{self, HeaderMap};
+use http::uri::PathAndQuery;
+use http::{Request, StatusCode, Version};
+
+use super::context::{ConnContext, CurrentPolicy, Direction, RequestIds, RouteTable, unix_seconds};
+use super::exchange::Exchange;
+use super::outcome::Failure;
+use super::upstream::Upstream;
+use crate::audit::{self, AccessDecision, HttpFacts};
+use crate::policy::{self, Admitted, Decision, Outcome, RawRequest, Reason};
+
+/// A request that may pass.
+pub(crate) struct Granted {
+    pub(crate) upstream: Rc<Upstream>,
+    /// The canonical path with the query, where it differs from what arrived.
+    pub(crate) target: Option<PathAndQuery>,
+    pub(crate) exchange: Rc<Exchange>,
+    /// The decision's event on its way to the trail; absent where this side records none.
+    pub(crate) recorded: Option<audit::Recorded>,
+    /// Method and version, for the event of a failure.
+    pub(crate) asked: (&'static str, &'static str),
+}
+
+/// A request that may not.
+pub(crate) struct Refused {
+    pub(crate) status: StatusCode,
+    /// Told to the client only where it says nothing of the policy.
+    pub(crate) told: Option<&'static str>,
+}
+
+impl From<Failure> for Refused {
+    fn from(failure: Failure) -> Self {
+        Self { status: failure.status, told: Some(failure.reason) }
+    }
+}
+
+impl Refused {
+    const fn silent(status: StatusCode) -> Self {
+        Self { status, told: None }
+    }
+}
+
+/// Decides about `request`, which arrived at `now_ns`, and records the decision.
+///
+/// # Errors
+/// The refusal, already recorded.
+pub(crate) fn authorize<B>(
+    conn: &Rc<ConnContext>,
+    request: &Request<B>,
+    ids: RequestIds,
+    now_ns: u64,
+) -> Result<Granted, Refused> {
+    let arrived = Arrived { conn, ids, now_ns, version: version_name(request.version()) };
+    match &conn.listener.direction {
+        Direction::Inbound { app } => arrived.inbound(request, app),
+        Direction::Outbound { routes, audit_all } => arrived.outbound(request, routes, *audit_all),
+        Direction::Probes { app, paths, .. } => arrived.probe(request, app, paths),
+    }
+}
+
+/// The event of an outbound call: how it was asked (method and version), of which service, and what became of it.
+pub(crate) fn outbound_event<'a>(
+    conn: &'a ConnContext,
+    ids: &'a RequestIds,
+    now_ns: u64,
+    (method, version): (&'static str, &'static str),
+    service: &'a str,
+    (outcome, reason): (&'static str, &'static str),
+) -> AccessDecision<'a> {
+    AccessDecision {
+        time_unix_ns: now_ns,
+        request_id: ids.request_id(),
+        trace_id: Some(ids.trace_id()),
+        conn: &conn.fragment,
+        http: HttpFacts { method: Some(method), service: Some(service), version, ..HttpFacts::default() },
+        decision: audit::Decision { outcome, reason, rule: None, role: None },
+        policy: None,
+    }
+}
+
+struct Arrived<'c> {
+    conn: &'c Rc<ConnContext>,
+    ids: RequestIds,
+    now_ns: u64,
+    version: &'static str,
+}
+
+impl Arrived<'_> {
+    fn inbound<B>(&self, request: &Request<B>, app: &Rc<Upstream>) -> Result<Granted, Refused> {
+        let worker = &self.conn.worker;
+        // A listener of this direction serves nobody without a verified identity.
+        let peer = self.conn.peer.as_ref().ok_or(Refused::silent(StatusCode::UNAUTHORIZED))?;
+        let current = worker.policy.current();
+        let mut place = worker.recorder.reserve(2).map_err(|_| self.refused(Failure::AUDIT.into()))?;
+
+        let admitted = match policy::admit(&raw_request(request), current.policy.path_rules()) {
+            Ok(admitted) => admitted,
+            Err(reason) => {
+                let event = self.rejected(request, &current, reason);
+                drop(place.decision(&event));
+                return Err(self.refused(Refused::silent(StatusCode::BAD_REQUEST)));
+            }
+        };
+        let grants = self.conn.grants(&current, peer, unix_seconds(self.now_ns));
+        let decision = current.policy.decide(&grants, &admitted);
+        let allowed = decision.outcome == Outcome::Allow;
+        if allowed && decision.reason == Reason::Health {
+            drop(place);
+            return Ok(self.granted(app, target_of(&admitted), None, None, admitted.method.as_str()));
+        }
+        let recorded = self.record_decision(&mut place, &current, &admitted, &decision);
+        if !allowed {
+            return Err(self.refused(Refused::silent(StatusCode::FORBIDDEN)));
+        }
+        worker.metrics.allowed.inc();
+        Ok(self.granted(app, target_of(&admitted), Some(place), Some(recorded), admitted.method.as_str()))
+    }
+
+    fn outbound<B>(
+        &self,
+        request: &Request<B>,
+        routes: &RouteTable,
+        audit_all: bool,
+    ) -> Result<Granted, Refused> {
+        let worker = &self.conn.worker;
+        let mut place = worker.recorder.reserve(2).map_err(|_| self.refused(Failure::AUDIT.into()))?;
+        let method = method_name(request);
+        let host = match policy::admit_host(&raw_request(request)) {
+            Ok(host) => host,
+            Err(reason) => {
+                drop(place.decision(&self.unroutable(method, None, ("reject", reason.as_str()))));
+                return Err(self.refused(Refused::silent(StatusCode::BAD_REQUEST)));
+            }
+        };
+        let Some(upstream) = routes.get(&*host) else {
+            let host_h = worker.pseudonyms.pseudonym(host.as_bytes());
+            drop(place.decision(&self.unroutable(method, Some(host_h), ("deny", "unknown_host"))));
+            let refused = Refused { status: StatusCode::NOT_FOUND, told: Some("unknown_host") };
+            return Err(self.refused(refused));
+        };
+        let recorded = audit_all.then(|| {
+            let asked = (method, self.version);
+            let answered = ("allow", "route");
+            let name = &upstream.name;
+            place.decision(&outbound_event(self.conn, &self.ids, self.now_ns, asked, name, answered))
+        });
+        Ok(self.granted(upstream, None, Some(place), recorded, method))
+    }
+
+    fn probe<B>(
+        &self,
+        request: &Request<B>,
+        app: &Rc<Upstream>,
+        paths: &[String],
+    ) -> Result<Granted, Refused> {
+        let named = paths.iter().any(|path| path == request.uri().path());
+        if request.method() != http::Method::GET || !named {
+            return Err(self.refused(Refused::silent(StatusCode::NOT_FOUND)));
+        }
+        // The query is not part of what may be probed.
+        let target = PathAndQuery::try_from(request.uri().path()).ok();
+        Ok(self.granted(app, target, None, None, "GET"))
+    }
+
+    fn granted(
+        &self,
+        upstream: &Rc<Upstream>,
+        target: Option<PathAndQuery>,
+        place: Option<audit::Reservation>,
+        recorded: Option<audit::Recorded>,
+        method: &'static str,
+    ) -> Granted {
+        let completes = recorded.is_some();
+        let exchange = Exchange::open(self.conn.clone(), self.ids, self.now_ns, place, completes);
+        Granted { upstream: upstream.clone(), target, exchange, recorded, asked: (method, self.version) }
+    }
+
+    fn refused(&self, refused: Refused) -> Refused {
+        self.conn.worker.metrics.refused(refused.status);
+        refused
+    }
+
+    fn record_decision(
+        &self,
+        place: &mut audit::Reservation,
+        current: &CurrentPolicy,
+        admitted: &Admitted<'_>,
+        decision: &Decision<'_>,
+    ) -> audit::Recorded {
+        let pseudonyms = &self.conn.worker.pseudonyms;
+        let params: Vec<(&str, audit::Pseudonym)> = decision.template.map_or_else(Vec::new, |template| {
+            let params = template.params(&admitted.path);
+            params.map(|(name, value)| (name, pseudonyms.pseudonym(value.as_bytes()))).collect()
+        });
+        // Only what the policy itself names is written; the rest of a target may hold anything about anybody.
+        let known_host = current.policy.knows_host(&admitted.host);
+        let target_h = decision.template.is_none().then(|| pseudonyms.pseudonym(admitted.path.as_bytes()));
+        place.decision(&AccessDecision {
+            time_unix_ns: self.now_ns,
+            request_id: self.ids.request_id(),
+            trace_id: Some(self.ids.trace_id()),
+            conn: &self.conn.fragment,
+            http: HttpFacts {
+                method: Some(admitted.method.as_str()),
+                host: known_host.then_some(&*admitted.host),
+                host_h: (!known_host).then(|| pseudonyms.pseudonym(admitted.host.as_bytes())),
+                template: decision.template.map(policy::Template::as_str),
+                params: &params,
+                target_h,
+                version: self.version,
+                service: None,
+            },
+            decision: audit::Decision {
+                outcome: decision.outcome.as_str(),
+                reason: decision.reason.as_str(),
+                rule: decision.rule,
+                role: decision.role,
+            },
+            policy: Some(&current.fragment),
+        })
+    }
+
+    fn rejected<'a, B>(
+        &'a self,
+        request: &Request<B>,
+        current: &'a CurrentPolicy,
+        reason: Reason,
+    ) -> AccessDecision<'a> {
+        AccessDecision {
+            time_unix_ns: self.now_ns,
+            request_id: self.ids.request_id(),
+            trace_id: Some(self.ids.trace_id()),
+            conn: &self.conn.fragment,
+            http: HttpFacts {
+                method: policy::Method::parse(request.method().as_str()).map(policy::Method::as_str),
+                target_h: Some(self.conn.worker.pseudonyms.pseudonym(request.uri().path().as_bytes())),
+                version: self.version,
+                ..HttpFacts::default()
+            },
+            decision: audit::Decision {
+                outcome: Outcome::Reject.as_str(),
+                reason: reason.as_str(),
+                rule: None,
+                role: None,
+            },
+            policy: Some(&current.fragment),
+        }
+    }
+
+    fn unroutable(
+        &self,
+        method: &'static str,
+        host_h: Option<audit::Pseudonym>,
+        (outcome, reason): (&'static str, &'static str),
+    ) -> AccessDecision<'_> {
+        AccessDecision {
+            time_unix_ns: self.now_ns,
+            request_id: self.ids.request_id(),
+            trace_id: Some(self.ids.trace_id()),
+            conn: &self.conn.fragment,
+            http: HttpFacts {
+                method: Some(method),
+                host_h,
+                version: self.version,
+                ..HttpFacts::default()
+            },
+            decision: audit::Decision { outcome, reason, rule: None, role: None },
+            policy: None,
+        }
+    }
+}
+
+/// What arrived, as raw as the HTTP library gives it.
+fn raw_request<B>(request: &Request<B>) -> RawRequest<'_> {
+    let uri = request.uri();
+    let headers = request.headers();
+    let mut hosts = headers.get_all(header::HOST).iter();
+    RawRequest {
+        method: request.method().as_str(),
+        target: uri.path_and_query().map_or("", PathAndQuery::as_str),
+        authority: uri.authority().map(http::uri::Authority::as_str),
+        host: hosts.next().map(http::HeaderValue::as_bytes),
+        more_hosts: hosts.next().is_some(),
+        method_override: overrides_method(headers),
+        http2: request.version() == Version::HTTP_2,
+    }
+}
+
+fn overrides_method(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| policy::is_method_override_header(name.as_str()))
+}
+
+/// The target to forward, where canonical form changed it.
+fn target_of(admitted: &Admitted<'_>) -> Option<PathAndQuery> {
+    let Cow::Owned(path) = &admitted.path else { return None };
+    let target = match admitted.query {
+        Some(query) => format!("{path}?{query}"),
+        None => path.clone(),
+    };
+    // Canonical form only ever replaces escapes by the unreserved characters they stand for.
+    PathAndQuery::try_from(target).ok()
+}
+
+fn method_name<B>(request: &Request<B>) -> &'static str {
+    policy::Method::parse(request.method().as_str()).map_or("other", policy::Method::as_str)
+}
+
+fn version_name(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_09 | Version::HTTP_10 => "1.0",
+        Version::HTTP_2 => "2",
+        _ => "1.1",
+    }
+}
+

@@ -1,0 +1,265 @@
+//! One accepted connection, from its handshake to its end.
+//!
+//! Owns TLS acceptance, the choice between HTTP/1.1 and HTTP/2, and the reasons for which a connection ends: its peer,
+//! a drain, or the peer's certificate running out. What happens to a request is `forward`'s.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::HeaderValue;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::context::{ClientAddr, ConnContext, Direction, ListenerContext, PeerId, Worker};
+use super::dial::{CONNECTION_WINDOW, STREAM_WINDOW, retirement};
+use super::exec::LocalExec;
+use super::forward::forward;
+use super::listener::Slot;
+use crate::audit::{self, ConnFacts, ConnRejected, SubjectFacts, TlsFacts};
+use crate::config::Limits;
+use crate::tls;
+
+/// hyper's settings, made once a worker.
+pub(crate) struct Builders {
+    h1: http1::Builder,
+    h2: http2::Builder<LocalExec>,
+}
+
+impl Builders {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        let mut h1 = http1::Builder::new();
+        // `max_headers` stays unset: setting it makes hyper allocate for every head.
+        h1.timer(TokioTimer::new())
+            .header_read_timeout(limits.head_timeout)
+            .max_header_size(limits.head_bytes as usize)
+            .auto_date_header(false);
+        let mut h2 = http2::Builder::new(LocalExec);
+        h2.timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_concurrent_streams(limits.streams)
+            .max_header_list_size(limits.head_bytes)
+            .keep_alive_interval(Duration::from_secs(20))
+            .auto_date_header(false);
+        Self { h1, h2 }
+    }
+}
+
+/// Serves an accepted connection until it ends. `slot` counts it until its last exchange is over.
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    listener: Rc<ListenerContext>,
+    stream: TcpStream,
+    addr: ClientAddr,
+    slot: Slot,
+) {
+    if stream.set_nodelay(true).is_err() {
+        return; // the peer is gone already
+    }
+    match &listener.direction {
+        Direction::Inbound { .. } => serve_mesh(worker, listener, stream, addr, slot).await,
+        Direction::Outbound { .. } | Direction::Probes { .. } => {
+            serve_plain(worker, listener, stream, addr, slot).await;
+        }
+    }
+}
+
+async fn serve_mesh(
+    worker: Rc<Worker>,
+    listener: Rc<ListenerContext>,
+    stream: TcpStream,
+    addr: ClientAddr,
+    slot: Slot,
+) {
+    let stream = match handshake(&worker, stream).await {
+        Ok(stream) => stream,
+        Err(reason) => return reject(&worker, &listener, addr, reason, None),
+    };
+    let tls = stream.get_ref().1;
+    let Ok(peer) = tls::peer_cert(tls) else {
+        return reject(&worker, &listener, addr, "svid_unreadable", None);
+    };
+    let h2 = tls.alpn_protocol() == Some(b"h2");
+    let fragment = audit::ConnFragment::new(&ConnFacts {
+        direction: audit::Direction::Inbound,
+        listener: &listener.name,
+        peer: addr.0,
+        tls: Some(TlsFacts {
+            version: tls.protocol_version().map_or("unknown", tls::version_name),
+            cipher: tls.negotiated_cipher_suite().map_or("unknown", |s| tls::cipher_name(s.suite())),
+            alpn: Some(if h2 { "h2" } else { "http/1.1" }),
+        }),
+        subject: Some(SubjectFacts { spiffe_id: peer.id.as_str(), cert_sha256: &peer.sha256_hex }),
+    });
+    let by = worker.tls.borrow().material().svid.id().clone();
+    let client_cert = format!("By={by};Hash={};URI={}", peer.sha256_hex, peer.id);
+    let client_cert = HeaderValue::try_from(client_cert).ok(); // SPIFFE IDs hold only visible ASCII
+    let life = retirement(peer.not_after);
+    let conn = ConnContext::new(worker, listener, Some(PeerId { id: peer.id, cert_sha256: peer.sha256_hex }), fragment, client_cert, slot);
+    serve_http(conn, stream, h2, Some(life), addr).await;
+}
+
+async fn serve_plain(
+    worker: Rc<Worker>,
+    listener: Rc<ListenerContext>,
+    stream: TcpStream,
+    addr: ClientAddr,
+    slot: Slot,
+) {
+    let knows = tokio::time::timeout(worker.limits.head_timeout, speaks_h2(&stream)).await;
+    let Ok(Ok(h2)) = knows else { return }; // closed, or silent, before a first request: nothing was asked
+    let fragment = {
+        let settings = worker.tls.borrow();
+        let svid = &settings.material().svid;
+        // Whoever calls from inside the pod acts as the pod's own workload.
+        let subject = SubjectFacts { spiffe_id: svid.id().as_str(), cert_sha256: svid.leaf_sha256_hex() };
+        audit::ConnFragment::new(&ConnFacts { subject: Some(subject), ..plain_facts(&listener, addr) })
+    };
+    let conn = ConnContext::new(worker, listener, None, fragment, None, slot);
+    serve_http(conn, stream, h2, None, addr).await;
+}
+
+/// TLS, within the time and the number of handshakes at a time that the limits allow.
+async fn handshake(worker: &Worker, stream: TcpStream) -> Result<TlsStream<TcpStream>, &'static str> {
+    let timed = tokio::time::timeout(worker.limits.handshake_timeout, async {
+        let _turn = worker.handshakes.acquire().await.map_err(|_| "shutting_down")?;
+        let config = worker.tls.borrow().server();
+        TlsAcceptor::from(config).accept(stream).await.map_err(|error| tls::handshake_code(&error))
+    });
+    timed.await.unwrap_or(Err("handshake_timeout"))
+}
+
+/// Whether an HTTP/2 preface comes (RFC 9113, section 3.4), looked at without taking it from the socket.
+async fn speaks_h2(stream: &TcpStream) -> std::io::Result<bool> {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0";
+    let mut start = [0; PREFACE.len()];
+    loop {
+        let n = stream.peek(&mut start).await?;
+        if n == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        if start[..n] != PREFACE[..n] || n == PREFACE.len() {
+            return Ok(n == PREFACE.len() && start == PREFACE);
+        }
+        // A preface cut in two: peek would return the same bytes at once, so let the rest arrive.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+async fn serve_http<S>(
+    conn: Rc<ConnContext>,
+    stream: S,
+    h2: bool,
+    life: Option<(Instant, Instant)>,
+    addr: ClientAddr,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let worker = conn.worker.clone();
+    let gauge = worker.metrics.connections(conn.listener.direction.side());
+    gauge.inc();
+    let service = {
+        let conn = conn.clone();
+        service_fn(move |request: http::Request<Incoming>| forward(conn.clone(), request))
+    };
+    let io = TokioIo::new(stream);
+    let ended = if h2 {
+        let conn = worker.builders.h2.serve_connection(io, service);
+        drive(conn, &worker, life, |c| c.graceful_shutdown()).await
+    } else {
+        let conn = worker.builders.h1.serve_connection(io, service).with_upgrades();
+        drive(conn, &worker, life, |c| c.graceful_shutdown()).await
+    };
+    gauge.dec();
+    if let Err(error) = ended
+        && let Some(reason) = protocol_offence(&error)
+    {
+        let subject = conn.peer.as_ref().map(PeerId::facts);
+        reject(&worker, &conn.listener, addr, reason, subject);
+    }
+}
+
+/// What a peer did to HTTP itself. hyper answers such a request on its own, before there is a request to decide about,
+/// so the connection's event is the record of it.
+fn protocol_offence(error: &hyper::Error) -> Option<&'static str> {
+    if error.is_parse_too_large() {
+        Some("head_too_large")
+    } else if error.is_parse() {
+        Some("malformed_http")
+    } else {
+        None
+    }
+}
+
+fn reject(
+    worker: &Worker,
+    listener: &ListenerContext,
+    addr: ClientAddr,
+    reason: &'static str,
+    peer: Option<SubjectFacts<'_>>,
+) {
+    worker.metrics.rejected_connections.inc();
+    tracing::debug!(listener = listener.name, peer = %addr.0, reason, "connection rejected");
+    let Ok(mut place) = worker.recorder.reserve(1) else { return }; // counted above; the trail is full
+    place.conn_rejected(&ConnRejected {
+        time_unix_ns: worker.clock.now_ns(),
+        conn: ConnFacts { subject: peer, ..plain_facts(listener, addr) },
+        reason,
+    });
+}
+
+fn plain_facts(listener: &ListenerContext, addr: ClientAddr) -> ConnFacts<'_> {
+    let direction = match listener.direction {
+        Direction::Inbound { .. } | Direction::Probes { .. } => audit::Direction::Inbound,
+        Direction::Outbound { .. } => audit::Direction::Outbound,
+    };
+    ConnFacts { direction, listener: &listener.name, peer: addr.0, tls: None, subject: None }
+}
+
+/// Serves until the connection ends by itself, a drain asks it to finish, or its peer's certificate runs out. `finish`
+/// tells it to end what it has and take nothing new.
+async fn drive<C>(
+    conn: C,
+    worker: &Worker,
+    life: Option<(Instant, Instant)>,
+    finish: impl FnOnce(Pin<&mut C>),
+) -> hyper::Result<()>
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut conn = std::pin::pin!(conn);
+    let mut drain = worker.drain.clone();
+    let mut finishing = std::pin::pin!(async {
+        match life {
+            None => drain.begun().await,
+            Some((retire_at, _)) => {
+                // Whichever comes first.
+                drop(tokio::time::timeout_at(retire_at, drain.begun()).await);
+            }
+        }
+    });
+    let asked = std::future::poll_fn(|cx: &mut Context<'_>| {
+        if let Poll::Ready(ended) = conn.as_mut().poll(cx) {
+            return Poll::Ready(Some(ended));
+        }
+        finishing.as_mut().poll(cx).map(|()| None)
+    });
+    if let Some(ended) = asked.await {
+        return ended;
+    }
+    finish(conn.as_mut());
+    match life {
+        None => conn.await,
+        // Access ends with the certificate that it was given on, whatever is under way.
+        Some((_, end)) => tokio::time::timeout_at(end, conn).await.unwrap_or(Ok(())),
+    }
+}

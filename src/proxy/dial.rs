@@ -1,0 +1,195 @@
+//! Making a connection to an upstream: TCP, TLS on the mesh leg, the HTTP handshake, and the task that drives it.
+//!
+//! The client's TLS settings are built once a rotation and checked for by one atomic load. The peer's identity is
+//! verified inside the TLS handshake, before our certificate is shown and before a byte of a request leaves.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hyper::client::conn::{http1, http2};
+use hyper::rt::{Read, Write};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+
+use super::body::RequestBody;
+use super::exec::LocalExec;
+use super::outcome::Failure;
+use super::upstream::{Protocol, UpstreamSettings};
+use crate::identity::SpiffeId;
+use crate::tls::{self, Alpn, TlsSettings};
+
+/// How an upstream is reached.
+pub(crate) enum Dialer {
+    /// In the clear, on loopback: the app of this pod.
+    Plain,
+    /// Over mTLS: another sidecar.
+    Mesh(MeshDialer),
+}
+
+/// What a mesh connection is made with.
+pub(crate) struct MeshDialer {
+    allowed: Arc<[SpiffeId]>,
+    alpn: Alpn,
+    settings: RefCell<watch::Receiver<Arc<TlsSettings>>>,
+    current: RefCell<(u64, Arc<rustls::ClientConfig>)>,
+}
+
+/// The sending end of a new connection.
+pub(crate) enum Sender {
+    H1(http1::SendRequest<RequestBody>),
+    H2(http2::SendRequest<RequestBody>),
+}
+
+/// How long a connection may take new requests.
+#[derive(Clone, Copy)]
+pub(crate) struct Life {
+    generation: u64,
+    retire_at: Option<Instant>,
+}
+
+/// How long before a certificate expires its connections take nothing new: a tenth of what is left, this at most.
+const RETIRE_MOST: Duration = Duration::from_secs(30);
+/// HTTP/2 windows: a stream's, and the connection's at four times that, so that an app that reads one stream before
+/// another cannot stall both.
+pub(crate) const STREAM_WINDOW: u32 = 1 << 20;
+pub(crate) const CONNECTION_WINDOW: u32 = 4 * STREAM_WINDOW;
+
+impl Life {
+    /// Whether the connection may take another request.
+    pub(crate) fn usable(&self, generation: u64, now: Instant) -> bool {
+        self.generation == generation && self.retire_at.is_none_or(|at| now < at)
+    }
+}
+
+/// When a connection whose certificate expires at `not_after` (Unix seconds) takes nothing new, and when it ends.
+pub(crate) fn retirement(not_after: i64) -> (Instant, Instant) {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let end = Duration::from_secs(not_after.max(0) as u64);
+    // A timer takes no more than some years; a connection that old has long been replaced.
+    let left = end.saturating_sub(unix).min(Duration::from_secs(365 * 24 * 3600));
+    let now = Instant::now();
+    (now + left - (left / 10).min(RETIRE_MOST), now + left)
+}
+
+impl Dialer {
+    /// The mesh dialer for peers that are one of `allowed`.
+    pub(crate) fn mesh(
+        mut settings: watch::Receiver<Arc<TlsSettings>>,
+        allowed: Arc<[SpiffeId]>,
+        alpn: Alpn,
+    ) -> Self {
+        let client = settings.borrow_and_update().client(allowed.clone(), alpn);
+        Self::Mesh(MeshDialer { allowed, alpn, settings: RefCell::new(settings), current: RefCell::new((1, client)) })
+    }
+
+    /// Which TLS settings are in force: connections of an older generation take nothing new.
+    pub(crate) fn generation(&self) -> u64 {
+        match self {
+            Self::Plain => 0,
+            Self::Mesh(mesh) => mesh.current().0,
+        }
+    }
+
+    /// Connects to `addr`.
+    ///
+    /// # Errors
+    /// At which step it failed; nothing of a request has been sent.
+    pub(crate) async fn dial(
+        &self,
+        addr: SocketAddr,
+        settings: &UpstreamSettings,
+    ) -> Result<(Sender, Life), Failure> {
+        let connected = self.connect(addr, settings);
+        tokio::time::timeout(settings.connect_timeout, connected).await.unwrap_or(Err(Failure::CONNECT))
+    }
+
+    async fn connect(&self, addr: SocketAddr, settings: &UpstreamSettings) -> Result<(Sender, Life), Failure> {
+        let stream = TcpStream::connect(addr).await.map_err(|_| Failure::CONNECT)?;
+        stream.set_nodelay(true).map_err(|_| Failure::CONNECT)?;
+        let Self::Mesh(mesh) = self else {
+            let sender = handshake(TokioIo::new(stream), settings, None).await?;
+            return Ok((sender, Life { generation: 0, retire_at: None }));
+        };
+        let (generation, client) = mesh.current();
+        let stream = TlsConnector::from(client)
+            .connect(tls::dummy_server_name(), stream)
+            .await
+            .map_err(|error| failure_of(&error))?;
+        let peer = tls::peer_cert(stream.get_ref().1).map_err(|_| Failure::IDENTITY)?;
+        let spoken = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        if spoken != (settings.protocol == Protocol::H2) {
+            return Err(Failure::TLS);
+        }
+        let (retire_at, end) = retirement(peer.not_after);
+        let sender = handshake(TokioIo::new(stream), settings, Some(end)).await?;
+        Ok((sender, Life { generation, retire_at: Some(retire_at) }))
+    }
+}
+
+impl MeshDialer {
+    fn current(&self) -> (u64, Arc<rustls::ClientConfig>) {
+        let mut settings = self.settings.borrow_mut();
+        if settings.has_changed().unwrap_or(false) {
+            let client = settings.borrow_and_update().client(self.allowed.clone(), self.alpn);
+            let generation = self.current.borrow().0 + 1;
+            *self.current.borrow_mut() = (generation, client);
+        }
+        self.current.borrow().clone()
+    }
+}
+
+fn failure_of(error: &std::io::Error) -> Failure {
+    match tls::peer_error(error) {
+        Some(_) => Failure::IDENTITY,
+        None => Failure::TLS,
+    }
+}
+
+async fn handshake<T>(io: T, settings: &UpstreamSettings, end: Option<Instant>) -> Result<Sender, Failure>
+where
+    T: Read + Write + Unpin + 'static,
+{
+    match settings.protocol {
+        Protocol::H1 => {
+            let made = http1::Builder::new().max_header_size(settings.head_bytes as usize).handshake(io).await;
+            let (sender, conn) = made.map_err(|_| Failure::CONNECT)?;
+            drive(conn.with_upgrades(), end);
+            Ok(Sender::H1(sender))
+        }
+        Protocol::H2 => {
+            let (sender, conn) = http2::Builder::new(LocalExec)
+                .timer(TokioTimer::new())
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_header_list_size(settings.head_bytes)
+                .initial_max_send_streams(settings.streams as usize)
+                .keep_alive_interval(Duration::from_secs(20))
+                .handshake(io)
+                .await
+                .map_err(|_| Failure::CONNECT)?;
+            drive(conn, end);
+            Ok(Sender::H2(sender))
+        }
+    }
+}
+
+/// Drives a connection on this worker until it closes, or its peer's certificate expires.
+fn drive<F>(conn: F, end: Option<Instant>)
+where
+    F: Future<Output = Result<(), hyper::Error>> + 'static,
+{
+    let task = async move {
+        match end {
+            None => drop(conn.await),
+            Some(end) => drop(tokio::time::timeout_at(end, conn).await),
+        }
+    };
+    // The handle is not kept: the connection ends with its last sender.
+    drop(tokio::task::spawn_local(task));
+}
+

@@ -1,0 +1,149 @@
+//! How a request flows, top to bottom. Read this file first.
+//!
+//! Identifiers, then the decision and its record, then nothing is forwarded until the record is where it must be, then
+//! the head is made ready for the next hop, sent, and the bodies stream; their end completes the record. Inbound,
+//! outbound and probes all come through here; what differs between them is data in [`super::context::Direction`].
+
+use std::convert::Infallible;
+use std::rc::Rc;
+
+use http::header::{self, HeaderValue};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{Request, Response, StatusCode, Uri, Version};
+use hyper::body::{Body, Incoming};
+
+use super::authorize::{Granted, authorize};
+use super::body::{ReplyBody, RequestBody};
+use super::context::{ConnContext, Direction};
+use super::exchange::Exchange;
+use super::headers::{self, TRACEPARENT};
+use super::outcome::Failure;
+use super::reply::{self, Reader};
+use super::upgrade::{self, Switch};
+use super::upstream::{Lease, Protocol};
+
+/// Serves one request that came over `conn`. Never fails: what goes wrong becomes a reply.
+pub(crate) async fn forward(
+    conn: Rc<ConnContext>,
+    mut request: Request<Incoming>,
+) -> Result<Response<ReplyBody>, Infallible> {
+    if let Direction::Probes { health, .. } = &conn.listener.direction
+        && let Some(reply) = health.answer(request.method(), request.uri().path())
+    {
+        return Ok(reply::text(reply.0, reply.1));
+    }
+    let now_ns = conn.worker.clock.now_ns();
+    let ids = conn.worker.ids.next(request.headers().get(TRACEPARENT).map(HeaderValue::as_bytes));
+    let reader = Reader::of(request.headers().get(header::CONTENT_TYPE));
+
+    let granted = match authorize(&conn, &request, ids, now_ns) {
+        Ok(granted) => granted,
+        Err(refused) => return Ok(reply::refuse(reader, refused.status, ids.request_id(), refused.told)),
+    };
+    let switch = upgrade::asked(&mut request);
+    let exchange = granted.exchange.clone();
+    match exchange_with_upstream(&conn, granted, request, switch).await {
+        Ok(response) => Ok(response),
+        Err(failure) => {
+            exchange.fail(failure.reason);
+            exchange.status(failure.status.as_u16());
+            exchange.response_ended();
+            Ok(reply::refuse(reader, failure.status, ids.request_id(), Some(failure.reason)))
+        }
+    }
+}
+
+async fn exchange_with_upstream(
+    conn: &ConnContext,
+    granted: Granted,
+    request: Request<Incoming>,
+    switch: Option<Switch>,
+) -> Result<Response<ReplyBody>, Failure> {
+    let Granted { upstream, target, exchange, recorded, asked } = granted;
+    if let Some(recorded) = &recorded {
+        recorded.before_forward().await.map_err(|_| Failure::AUDIT)?;
+    }
+    let upstream = match &switch {
+        Some(_) => upstream.for_upgrades(),
+        None => &*upstream,
+    };
+    let request = next_request(conn, &exchange, request, target, switch.as_ref(), upstream.protocol());
+    let (response, lease) = upstream.send(request).await.inspect_err(|failure| {
+        exchange.record_refusal(failure, &upstream.name, asked);
+    })?;
+    if let Some(recorded) = &recorded {
+        recorded.before_response().await.map_err(|_| Failure::AUDIT)?;
+    }
+    Ok(match switch {
+        Some(switch) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            switch.complete(response, exchange, lease)?
+        }
+        _ if response.status() == StatusCode::SWITCHING_PROTOCOLS => return Err(Failure::RESET),
+        _ => passed_on(response, exchange, lease),
+    })
+}
+
+/// The response as the client gets it: hop-by-hop fields gone, the body streaming.
+fn passed_on(response: Response<Incoming>, exchange: Rc<Exchange>, lease: Lease) -> Response<ReplyBody> {
+    let (mut parts, body) = response.into_parts();
+    headers::clean_response(&mut parts.headers);
+    parts.version = Version::HTTP_11; // the client's connection knows what it speaks
+    exchange.status(parts.status.as_u16());
+    Response::from_parts(parts, ReplyBody::upstream(body, exchange, lease))
+}
+
+/// The request as the next hop gets it.
+fn next_request(
+    conn: &ConnContext,
+    exchange: &Rc<Exchange>,
+    request: Request<Incoming>,
+    target: Option<PathAndQuery>,
+    switch: Option<&Switch>,
+    protocol: Protocol,
+) -> Request<RequestBody> {
+    let (mut parts, body) = request.into_parts();
+    headers::clean_request(&mut parts.headers);
+    headers::set_trusted(&mut parts.headers, exchange.ids(), conn.client_cert.as_ref());
+
+    let uri = std::mem::take(&mut parts.uri).into_parts();
+    let target = target.or(uri.path_and_query).unwrap_or_else(|| PathAndQuery::from_static("/"));
+    match protocol {
+        Protocol::H1 => {
+            if let (false, Some(authority)) = (parts.headers.contains_key(header::HOST), &uri.authority)
+                && let Ok(host) = HeaderValue::from_str(authority.as_str())
+            {
+                parts.headers.insert(header::HOST, host);
+            }
+            // hyper takes a GET without Content-Length for one without a body; one that streams must say so.
+            if !body.is_end_stream() && !parts.headers.contains_key(header::CONTENT_LENGTH) {
+                parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
+            if parts.headers.contains_key(header::TE) {
+                parts.headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+            }
+            if let Some(switch) = switch {
+                switch.ask(&mut parts.headers);
+            }
+            parts.version = Version::HTTP_11;
+            parts.uri = Uri::from(target);
+        }
+        Protocol::H2 => {
+            let host = parts.headers.remove(header::HOST);
+            let authority =
+                uri.authority.or_else(|| host.and_then(|h| Authority::try_from(h.as_bytes()).ok()));
+            parts.version = Version::HTTP_2;
+            parts.uri = absolute(authority, target);
+        }
+    }
+    Request::from_parts(parts, RequestBody::new(body, exchange.clone()))
+}
+
+/// HTTP/2 carries scheme and authority in pseudo-header fields (RFC 9113, section 8.3.1).
+fn absolute(authority: Option<Authority>, target: PathAndQuery) -> Uri {
+    let Some(authority) = authority else { return Uri::from(target) };
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(Scheme::HTTPS);
+    parts.authority = Some(authority);
+    parts.path_and_query = Some(target);
+    Uri::from_parts(parts).unwrap_or_default() // all three parts are there, so it cannot fail
+}

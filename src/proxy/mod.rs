@@ -1,0 +1,25 @@
+//! The data path: accept, identify, decide, record, forward.
+//!
+//! Start with [`forward`], which shows a request from top to bottom. Everything here runs on a worker's own thread and
+//! shares nothing with other workers but counters, the policy and the TLS settings. Nothing imports this module but
+//! `runtime`.
+
+mod authorize;
+mod body;
+mod connection;
+mod context;
+mod dial;
+mod exchange;
+mod exec;
+mod forward;
+mod headers;
+mod listener;
+mod outcome;
+mod reply;
+mod upgrade;
+mod upstream;
+mod worker;
+
+pub(crate) use listener::{WorkerInbox, accept};
+pub(crate) use upstream::Protocol;
+pub(crate) use worker::{DirectionSpec, ListenerSpec, ServiceSpec, WorkerSpec, run};

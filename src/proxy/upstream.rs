@@ -1,0 +1,377 @@
+//! Where requests go: the endpoints of one app or service, and this worker's connections to them.
+//!
+//! One pool a worker, so no lock and no hand-over between threads: a request is served by connections that its own
+//! worker drives. On HTTP/2 requests share connections; on HTTP/1.1 the most recently used idle one is taken. A request
+//! that provably was never sent is sent once more on a new connection, whatever its method; nothing else is retried.
+//! Knows nothing of policy or audit.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::body::RequestBody;
+use super::dial::{Dialer, Life, Sender};
+use super::outcome::Failure;
+
+/// One app or service as one worker sees it.
+pub(crate) struct Upstream {
+    /// The service's name, or the listener's for an app.
+    pub(crate) name: String,
+    dialer: Dialer,
+    addresses: RefCell<watch::Receiver<Arc<[SocketAddr]>>>,
+    endpoints: RefCell<Vec<Rc<Endpoint>>>,
+    next: Cell<usize>,
+    settings: UpstreamSettings,
+    /// The same service over HTTP/1.1, where the ordinary protocol is HTTP/2 and cannot carry an `Upgrade`.
+    upgrades: Option<Rc<Upstream>>,
+}
+
+/// What does not change while a sidecar runs.
+#[derive(Debug, Clone)]
+pub(crate) struct UpstreamSettings {
+    pub(crate) protocol: Protocol,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) response_timeout: Duration,
+    pub(crate) idle: Duration,
+    pub(crate) head_bytes: u32,
+    /// Requests at a time on one HTTP/2 connection before another is opened.
+    pub(crate) streams: u32,
+}
+
+/// What is spoken on the wire to an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    H1,
+    H2,
+}
+
+/// One address of an upstream and this worker's connections to it.
+struct Endpoint {
+    addr: SocketAddr,
+    in_flight: Cell<u32>,
+    /// After a failed connect, left alone until then unless there is no other.
+    rest_until: Cell<Option<Instant>>,
+    failures: Cell<u32>,
+    idle_h1: RefCell<Vec<H1>>,
+    h2: RefCell<Vec<Rc<H2>>>,
+    dialing: tokio::sync::Mutex<()>,
+}
+
+struct H1 {
+    sender: http1::SendRequest<RequestBody>,
+    life: Life,
+    idle_since: Instant,
+}
+
+struct H2 {
+    sender: RefCell<http2::SendRequest<RequestBody>>,
+    life: Life,
+    in_flight: Cell<u32>,
+    last_used: Cell<Instant>,
+}
+
+/// A request's hold on the connection that carries it; released when the response has been read to its end.
+pub(crate) struct Lease {
+    endpoint: Rc<Endpoint>,
+    held: Held,
+}
+
+enum Held {
+    H1(Option<H1>),
+    H2(Rc<H2>),
+}
+
+/// A request that failed, with the request itself where it provably never left.
+struct Unanswered {
+    failure: Failure,
+    unsent: Option<Request<RequestBody>>,
+}
+
+/// Whether a connection that carried requests before will do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reuse {
+    Allowed,
+    Never,
+}
+
+const REST_FIRST: Duration = Duration::from_millis(100);
+const REST_MOST: Duration = Duration::from_secs(5);
+/// How many endpoints a request tries to connect to before it fails.
+const CONNECT_ATTEMPTS: usize = 3;
+
+impl Upstream {
+    pub(crate) fn new(
+        name: String,
+        dialer: Dialer,
+        addresses: watch::Receiver<Arc<[SocketAddr]>>,
+        settings: UpstreamSettings,
+        upgrades: Option<Rc<Self>>,
+    ) -> Rc<Self> {
+        let upstream = Self {
+            name,
+            dialer,
+            addresses: RefCell::new(addresses),
+            endpoints: RefCell::default(),
+            next: Cell::new(0),
+            settings,
+            upgrades,
+        };
+        upstream.adopt_addresses();
+        Rc::new(upstream)
+    }
+
+    pub(crate) fn protocol(&self) -> Protocol {
+        self.settings.protocol
+    }
+
+    /// Where requests that ask to switch protocols go.
+    pub(crate) fn for_upgrades(&self) -> &Self {
+        self.upgrades.as_deref().unwrap_or(self)
+    }
+
+    /// Sends `request` and waits for the head of its response.
+    ///
+    /// # Errors
+    /// Why there is no response; the request may have reached the upstream unless the failure is one of connecting.
+    pub(crate) async fn send(
+        &self,
+        request: Request<RequestBody>,
+    ) -> Result<(Response<Incoming>, Lease), Failure> {
+        let sent = self.send_or_resend(request);
+        tokio::time::timeout(self.settings.response_timeout, sent).await.unwrap_or(Err(Failure::TIMEOUT))
+    }
+
+    async fn send_or_resend(
+        &self,
+        request: Request<RequestBody>,
+    ) -> Result<(Response<Incoming>, Lease), Failure> {
+        match self.lease(Reuse::Allowed).await?.send(request).await {
+            Ok(answered) => Ok(answered),
+            Err(mut unanswered) => match unanswered.unsent.take() {
+                Some(request) => {
+                    let lease = self.lease(Reuse::Never).await?;
+                    lease.send(request).await.map_err(|e| e.failure)
+                }
+                None => Err(unanswered.failure),
+            },
+        }
+    }
+
+    /// Closes connections that carried nothing for a while or may carry nothing more.
+    pub(crate) fn sweep(&self, now: Instant) {
+        if let Some(upgrades) = &self.upgrades {
+            upgrades.sweep(now);
+        }
+        let generation = self.dialer.generation();
+        let old = |since: Instant| now.duration_since(since) >= self.settings.idle;
+        for endpoint in self.endpoints.borrow().iter() {
+            endpoint
+                .idle_h1
+                .borrow_mut()
+                .retain(|c| !c.sender.is_closed() && c.life.usable(generation, now) && !old(c.idle_since));
+            endpoint.h2.borrow_mut().retain(|c| {
+                let closing = c.sender.borrow().is_closed() || !c.life.usable(generation, now);
+                !(closing || c.in_flight.get() == 0 && old(c.last_used.get()))
+            });
+        }
+    }
+
+    /// A connection for one request: a live one where there is one with room, else a new one.
+    async fn lease(&self, reuse: Reuse) -> Result<Lease, Failure> {
+        self.adopt_addresses();
+        let mut failure = Failure::UNRESOLVED;
+        for _ in 0..CONNECT_ATTEMPTS {
+            let Some(endpoint) = self.choose_endpoint() else { break };
+            match self.lease_at(endpoint, reuse).await {
+                Ok(lease) => return Ok(lease),
+                Err(connect_failure) => failure = connect_failure,
+            }
+            if self.endpoints.borrow().len() == 1 {
+                break;
+            }
+        }
+        Err(failure)
+    }
+
+    async fn lease_at(&self, endpoint: Rc<Endpoint>, reuse: Reuse) -> Result<Lease, Failure> {
+        if reuse == Reuse::Allowed
+            && let Some(lease) = self.reuse(&endpoint)
+        {
+            return Ok(lease);
+        }
+        match self.settings.protocol {
+            Protocol::H1 => self.dial(endpoint).await,
+            Protocol::H2 => {
+                // A burst of requests to a peer without a connection dials once, and shares what comes of it.
+                let at = endpoint.clone();
+                let _turn = at.dialing.lock().await;
+                match self.reuse(&endpoint) {
+                    Some(lease) => Ok(lease),
+                    None => self.dial(endpoint).await,
+                }
+            }
+        }
+    }
+
+    fn reuse(&self, endpoint: &Rc<Endpoint>) -> Option<Lease> {
+        let generation = self.dialer.generation();
+        let now = Instant::now();
+        match self.settings.protocol {
+            Protocol::H1 => {
+                let mut idle = endpoint.idle_h1.borrow_mut();
+                idle.retain(|c| !c.sender.is_closed() && c.life.usable(generation, now));
+                // The last one in is the least likely to be closed by the other side; one whose request body is still
+                // on its way out is not ready yet.
+                let at = idle.iter().rposition(|c| c.sender.is_ready())?;
+                Some(Lease::new(endpoint.clone(), Held::H1(Some(idle.remove(at)))))
+            }
+            Protocol::H2 => {
+                let mut live = endpoint.h2.borrow_mut();
+                live.retain(|c| !c.sender.borrow().is_closed() && c.life.usable(generation, now));
+                let roomy = live.iter().filter(|c| c.in_flight.get() < self.settings.streams);
+                let least = roomy.min_by_key(|c| c.in_flight.get())?.clone();
+                Some(Lease::new(endpoint.clone(), Held::H2(least)))
+            }
+        }
+    }
+
+    async fn dial(&self, endpoint: Rc<Endpoint>) -> Result<Lease, Failure> {
+        let dialed = self.dialer.dial(endpoint.addr, &self.settings).await;
+        let now = Instant::now();
+        let (sender, life) = match dialed {
+            Ok(made) => made,
+            Err(failure) => {
+                endpoint.rest(now);
+                tracing::debug!(upstream = self.name, addr = %endpoint.addr, reason = failure.reason, "no connection");
+                return Err(failure);
+            }
+        };
+        endpoint.failures.set(0);
+        endpoint.rest_until.set(None);
+        let held = match sender {
+            Sender::H1(sender) => Held::H1(Some(H1 { sender, life, idle_since: now })),
+            Sender::H2(sender) => {
+                let conn = Rc::new(H2 {
+                    sender: RefCell::new(sender),
+                    life,
+                    in_flight: Cell::new(0),
+                    last_used: Cell::new(now),
+                });
+                endpoint.h2.borrow_mut().push(conn.clone());
+                Held::H2(conn)
+            }
+        };
+        Ok(Lease::new(endpoint, held))
+    }
+
+    /// The endpoint with the fewest requests on it, from a moving start so that equals take turns; one that just failed
+    /// to connect only when all did.
+    fn choose_endpoint(&self) -> Option<Rc<Endpoint>> {
+        let endpoints = self.endpoints.borrow();
+        if endpoints.len() < 2 {
+            return endpoints.first().cloned();
+        }
+        let start = self.next.get();
+        self.next.set(start.wrapping_add(1));
+        let now = Instant::now();
+        let rotated = (0..endpoints.len()).map(|i| &endpoints[(start.wrapping_add(i)) % endpoints.len()]);
+        rotated
+            .min_by_key(|e| (e.rest_until.get().filter(|until| *until > now), e.in_flight.get()))
+            .cloned()
+    }
+
+    fn adopt_addresses(&self) {
+        let mut source = self.addresses.borrow_mut();
+        if !source.has_changed().unwrap_or(false) && !self.endpoints.borrow().is_empty() {
+            return;
+        }
+        let addresses = source.borrow_and_update().clone();
+        let mut endpoints = self.endpoints.borrow_mut();
+        let known = std::mem::take(&mut *endpoints);
+        endpoints.extend(addresses.iter().map(|addr| {
+            known.iter().find(|e| e.addr == *addr).cloned().unwrap_or_else(|| Rc::new(Endpoint::new(*addr)))
+        }));
+    }
+}
+
+impl Endpoint {
+    fn new(addr: SocketAddr) -> Self {
+        Self {
+            addr,
+            in_flight: Cell::new(0),
+            rest_until: Cell::new(None),
+            failures: Cell::new(0),
+            idle_h1: RefCell::default(),
+            h2: RefCell::default(),
+            dialing: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    fn rest(&self, now: Instant) {
+        let failures = self.failures.get();
+        self.failures.set(failures.saturating_add(1));
+        self.rest_until.set(Some(now + (REST_FIRST * 2u32.pow(failures.min(6))).min(REST_MOST)));
+    }
+}
+
+impl Lease {
+    fn new(endpoint: Rc<Endpoint>, held: Held) -> Self {
+        endpoint.in_flight.set(endpoint.in_flight.get() + 1);
+        if let Held::H2(conn) = &held {
+            conn.in_flight.set(conn.in_flight.get() + 1);
+        }
+        Self { endpoint, held }
+    }
+
+    async fn send(
+        mut self,
+        request: Request<RequestBody>,
+    ) -> Result<(Response<Incoming>, Self), Box<Unanswered>> {
+        let answer = match &mut self.held {
+            Held::H1(Some(conn)) => conn.sender.try_send_request(request).await,
+            Held::H1(None) => return Err(Box::new(Unanswered { failure: Failure::RESET, unsent: Some(request) })),
+            Held::H2(conn) => {
+                let sent = conn.sender.borrow_mut().try_send_request(request);
+                sent.await
+            }
+        };
+        match answer {
+            Ok(response) => Ok((response, self)),
+            Err(mut error) => {
+                let unsent = error.take_message();
+                // A body of the client's that breaks off is told apart from an upstream that does.
+                let failure = if error.error().is_user() { Failure::CLIENT_BODY } else { Failure::RESET };
+                Err(Box::new(Unanswered { failure, unsent }))
+            }
+        }
+    }
+
+    /// The response was read to its end: an HTTP/1.1 connection may carry the next request.
+    pub(crate) fn release(mut self) {
+        if let Held::H1(conn) = &mut self.held
+            && let Some(mut conn) = conn.take()
+            && !conn.sender.is_closed()
+        {
+            conn.idle_since = Instant::now();
+            self.endpoint.idle_h1.borrow_mut().push(conn);
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.endpoint.in_flight.set(self.endpoint.in_flight.get() - 1);
+        if let Held::H2(conn) = &self.held {
+            conn.in_flight.set(conn.in_flight.get() - 1);
+            conn.last_used.set(Instant::now());
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! A worker: one thread, one single-threaded runtime, its share of the connections.
+//!
+//! Owns the start and the end of the thread's work. What a worker needs crosses the thread border once, as plain data
+//! ([`WorkerSpec`]), and becomes the worker's own, unshared state here.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::Instant;
+
+use super::connection::{Builders, serve};
+use super::context::{
+    ClientAddr, Clock, Direction, IdSource, ListenerContext, PolicyCell, RouteTable, Worker,
+};
+use super::dial::Dialer;
+use super::listener::Accepted;
+use super::upstream::{Protocol, Upstream, UpstreamSettings};
+use crate::admin::Health;
+use crate::audit;
+use crate::config::Limits;
+use crate::drain::DrainWatch;
+use crate::identity::SpiffeId;
+use crate::metrics::WorkerMetrics;
+use crate::policy::Policy;
+use crate::tls::{Alpn, TlsSettings};
+
+/// Everything a worker is made of.
+pub(crate) struct WorkerSpec {
+    pub(crate) recorder: audit::RecorderSeed,
+    pub(crate) metrics: WorkerMetrics,
+    pub(crate) policy: watch::Receiver<Arc<Policy>>,
+    pub(crate) tls: watch::Receiver<Arc<TlsSettings>>,
+    pub(crate) pseudonyms: Arc<audit::PseudonymKey>,
+    pub(crate) limits: Limits,
+    pub(crate) drain: DrainWatch,
+    pub(crate) listeners: Vec<ListenerSpec>,
+}
+
+/// A listener, and where its requests go.
+#[derive(Clone)]
+pub(crate) struct ListenerSpec {
+    pub(crate) name: String,
+    pub(crate) direction: DirectionSpec,
+}
+
+/// As [`Direction`], before it belongs to a worker.
+#[derive(Clone)]
+pub(crate) enum DirectionSpec {
+    Inbound { app: SocketAddr, protocol: Protocol },
+    Outbound { services: Vec<ServiceSpec>, audit_all: bool },
+    Probes { app: SocketAddr, protocol: Protocol, paths: Vec<String>, health: Arc<Health> },
+}
+
+/// A service that the outbound side knows.
+#[derive(Clone)]
+pub(crate) struct ServiceSpec {
+    pub(crate) name: String,
+    pub(crate) hosts: Vec<String>,
+    pub(crate) addresses: watch::Receiver<Arc<[SocketAddr]>>,
+    pub(crate) identities: Arc<[SpiffeId]>,
+    pub(crate) protocol: Protocol,
+}
+
+/// How often unused upstream connections are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// Works until `inbox` is closed, then drops what is left: completions are recorded as it goes.
+///
+/// # Errors
+/// The runtime could not be built: no file descriptors left for its event queue.
+pub(crate) fn run(spec: WorkerSpec, inbox: mpsc::UnboundedReceiver<Accepted>) -> std::io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    runtime.block_on(work(spec, inbox));
+    Ok(()) // dropping the runtime drops every task that is left, and with it each open exchange
+}
+
+async fn work(spec: WorkerSpec, mut inbox: mpsc::UnboundedReceiver<Accepted>) {
+    let mut upstreams = Vec::new();
+    let listeners: Vec<Rc<ListenerContext>> = spec
+        .listeners
+        .into_iter()
+        .map(|listener| {
+            let maker = Maker { limits: &spec.limits, tls: &spec.tls };
+            let direction = maker.direction(listener.name.clone(), listener.direction, &mut upstreams);
+            Rc::new(ListenerContext { name: listener.name, direction })
+        })
+        .collect();
+    let worker = Rc::new(Worker {
+        recorder: spec.recorder.attach(),
+        metrics: spec.metrics,
+        clock: Clock::new(),
+        ids: IdSource::new(),
+        policy: PolicyCell::new(spec.policy),
+        tls: spec.tls,
+        pseudonyms: spec.pseudonyms,
+        handshakes: Rc::new(Semaphore::new(spec.limits.handshakes)),
+        builders: Builders::new(&spec.limits),
+        limits: spec.limits,
+        drain: spec.drain,
+    });
+    let mut sweep = tokio::time::interval(SWEEP);
+    sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            accepted = inbox.recv() => match accepted {
+                Some(accepted) => take(&worker, &listeners, accepted),
+                None => return,
+            },
+            _ = sweep.tick() => {
+                let now = Instant::now();
+                upstreams.iter().for_each(|upstream| upstream.sweep(now));
+            }
+        }
+    }
+}
+
+fn take(worker: &Rc<Worker>, listeners: &[Rc<ListenerContext>], accepted: Accepted) {
+    let Some(listener) = listeners.get(accepted.listener) else { return };
+    // Fails when the process is out of file descriptors for its event queue; the connection is closed.
+    let Ok(stream) = TcpStream::from_std(accepted.stream) else { return };
+    let addr = ClientAddr(accepted.addr.ip());
+    drop(tokio::task::spawn_local(serve(worker.clone(), listener.clone(), stream, addr, accepted.slot)));
+}
+
+struct Maker<'a> {
+    limits: &'a Limits,
+    tls: &'a watch::Receiver<Arc<TlsSettings>>,
+}
+
+impl Maker<'_> {
+    fn direction(&self, name: String, spec: DirectionSpec, all: &mut Vec<Rc<Upstream>>) -> Direction {
+        match spec {
+            DirectionSpec::Inbound { app, protocol } => {
+                let app = self.app(name, app, protocol);
+                all.push(app.clone());
+                Direction::Inbound { app }
+            }
+            DirectionSpec::Outbound { services, audit_all } => {
+                let mut routes = RouteTable::new();
+                for service in services {
+                    let hosts = service.hosts.clone();
+                    let upstream = self.service(service);
+                    all.push(upstream.clone());
+                    routes.extend(hosts.into_iter().map(|host| (host, upstream.clone())));
+                }
+                Direction::Outbound { routes: Rc::new(routes), audit_all }
+            }
+            DirectionSpec::Probes { app, protocol, paths, health } => {
+                let app = self.app(name, app, protocol);
+                all.push(app.clone());
+                Direction::Probes { app, paths: paths.into(), health }
+            }
+        }
+    }
+
+    fn app(&self, name: String, addr: SocketAddr, protocol: Protocol) -> Rc<Upstream> {
+        let (_, addresses) = watch::channel(Arc::from([addr]));
+        let upgrades = (protocol == Protocol::H2).then(|| self.app(name.clone(), addr, Protocol::H1));
+        Upstream::new(name, Dialer::Plain, addresses, self.settings(protocol), upgrades)
+    }
+
+    fn service(&self, spec: ServiceSpec) -> Rc<Upstream> {
+        let upgrades =
+            (spec.protocol == Protocol::H2).then(|| self.service(ServiceSpec { protocol: Protocol::H1, ..spec.clone() }));
+        let alpn = match spec.protocol {
+            Protocol::H1 => Alpn::Http1,
+            Protocol::H2 => Alpn::H2,
+        };
+        let dialer = Dialer::mesh(self.tls.clone(), spec.identities, alpn);
+        Upstream::new(spec.name, dialer, spec.addresses, self.settings(spec.protocol), upgrades)
+    }
+
+    fn settings(&self, protocol: Protocol) -> UpstreamSettings {
+        UpstreamSettings {
+            protocol,
+            connect_timeout: self.limits.connect_timeout,
+            response_timeout: self.limits.response_timeout,
+            idle: self.limits.upstream_idle,
+            head_bytes: self.limits.head_bytes,
+            streams: self.limits.streams,
+        }
+    }
+}

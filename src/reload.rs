@@ -1,0 +1,260 @@
+//! New versions of policy and SVIDs while the sidecar runs.
+//!
+//! Files are read through their paths and compared by content: Kubernetes updates them by a symlink swap that file
+//! watchers miss, and spiffe-helper writes certificate, key and bundle one after another. So a new version counts once two
+//! reads in a row found the same bytes: half a policy can be valid YAML with its deny rules missing. A version with errors
+//! is refused, recorded and shown; the last good one stays in force.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+
+use crate::audit::{Audit, ControlEvent};
+use crate::identity::{FileContents, FilePaths, TrustDomain};
+use crate::metrics::Metrics;
+use crate::policy::Policy;
+use crate::tls::TlsSettings;
+
+/// How often the files are read.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// What could not be reloaded, for `/ready`.
+#[derive(Debug, Clone, Default)]
+pub struct ReloadStatus(Arc<Mutex<BTreeMap<&'static str, String>>>);
+
+impl ReloadStatus {
+    /// Why what is refused was refused: `policy` or `identity`, and the first error.
+    pub fn errors(&self) -> BTreeMap<&'static str, String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, what: &'static str, error: Option<String>) {
+        let mut errors = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match error {
+            Some(error) => drop(errors.insert(what, error)),
+            None => drop(errors.remove(what)),
+        }
+    }
+}
+
+/// The files of one sidecar, watched.
+pub(crate) struct Watcher {
+    pub(crate) policy: Option<PolicyFile>,
+    pub(crate) identity: IdentityFiles,
+    pub(crate) outcome: Outcome,
+}
+
+/// Where the results of reloads go.
+pub(crate) struct Outcome {
+    pub(crate) audit: Audit,
+    pub(crate) metrics: Metrics,
+    pub(crate) status: ReloadStatus,
+}
+
+/// The policy file and who waits for its versions.
+pub(crate) struct PolicyFile {
+    path: PathBuf,
+    published: watch::Sender<Arc<Policy>>,
+    seen: Seen<Vec<u8>>,
+}
+
+/// The SVID's files and who waits for their versions.
+pub(crate) struct IdentityFiles {
+    paths: FilePaths,
+    trust_domain: TrustDomain,
+    published: watch::Sender<Arc<TlsSettings>>,
+    seen: Seen<[u8; 32]>,
+}
+
+/// Which content was judged last, and which one was only read once so far.
+struct Seen<T> {
+    judged: T,
+    candidate: Option<T>,
+}
+
+impl<T: PartialEq> Seen<T> {
+    fn new(judged: T) -> Self {
+        Self { judged, candidate: None }
+    }
+
+    /// True when `content` is new and was read the same twice in a row; it then counts as judged.
+    fn settled(&mut self, content: T) -> bool {
+        if content == self.judged {
+            self.candidate = None;
+            return false;
+        }
+        if self.candidate.as_ref() != Some(&content) {
+            self.candidate = Some(content);
+            return false;
+        }
+        self.candidate = None;
+        self.judged = content;
+        true
+    }
+}
+
+impl Watcher {
+    /// Reads the files again and again, until the task is dropped.
+    pub(crate) async fn run(mut self) {
+        let mut tick = tokio::time::interval(INTERVAL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            self.look();
+        }
+    }
+
+    /// One look at every file.
+    fn look(&mut self) {
+        if let Some(policy) = &mut self.policy {
+            policy.look(&self.outcome);
+        }
+        self.identity.look(&self.outcome);
+    }
+}
+
+impl PolicyFile {
+    /// The file whose `content` is in force.
+    pub(crate) fn new(path: PathBuf, content: Vec<u8>, published: watch::Sender<Arc<Policy>>) -> Self {
+        Self { path, published, seen: Seen::new(content) }
+    }
+
+    fn look(&mut self, outcome: &Outcome) {
+        let content = match std::fs::read(&self.path) {
+            Ok(content) => content,
+            Err(error) => {
+                // Absent for a moment during a swap, or for good: the last good one stays either way.
+                return outcome.status.set("policy", Some(format!("{}: {error}", self.path.display())));
+            }
+        };
+        if !self.seen.settled(content) {
+            if self.seen.candidate.is_none() && self.seen.judged_is(&self.published) {
+                outcome.status.set("policy", None);
+            }
+            return;
+        }
+        match Policy::parse(&self.seen.judged) {
+            Ok(policy) => {
+                tracing::info!(revision = policy.revision(), sha256 = policy.sha256_hex(), "policy loaded");
+                outcome.audit.record_control(loaded(&policy));
+                outcome.metrics.reloaded("policy", "loaded");
+                outcome.status.set("policy", None);
+                self.published.send_replace(Arc::new(policy));
+            }
+            Err(findings) => {
+                let first = findings.first();
+                let message = first.map_or_else(String::new, |f| f.message.clone());
+                let place = first.map(|f| (u64::from(f.at.line), u64::from(f.at.column)));
+                let (line, column) = place.unwrap_or_default();
+                let file = self.path.display();
+                tracing::error!(%file, line, column, errors = findings.len(), "policy refused: {message}");
+                outcome.audit.record_control(ControlEvent::PolicyRefused {
+                    time_unix_ns: now_ns(),
+                    sha256: Some(sha256_hex(&self.seen.judged)),
+                    errors: findings.len() as u64,
+                    first_at: place,
+                });
+                outcome.metrics.reloaded("policy", "refused");
+                outcome.status.set("policy", Some(format!("{file}:{line}:{column}: {message}")));
+            }
+        }
+    }
+}
+
+impl Seen<Vec<u8>> {
+    /// Whether the judged content is the policy in force: then an earlier complaint about the file is over.
+    fn judged_is(&self, published: &watch::Sender<Arc<Policy>>) -> bool {
+        published.borrow().sha256_hex() == sha256_hex(&self.judged)
+    }
+}
+
+impl IdentityFiles {
+    /// The files whose content has `digest` and is in force.
+    pub(crate) fn new(
+        paths: FilePaths,
+        trust_domain: TrustDomain,
+        digest: [u8; 32],
+        published: watch::Sender<Arc<TlsSettings>>,
+    ) -> Self {
+        Self { paths, trust_domain, published, seen: Seen::new(digest) }
+    }
+
+    fn look(&mut self, outcome: &Outcome) {
+        let contents = match FileContents::read(&self.paths) {
+            Ok(contents) => contents,
+            Err(error) => return outcome.status.set("identity", Some(error.to_string())),
+        };
+        if !self.seen.settled(contents.digest()) {
+            return;
+        }
+        let now = rustls_pki_types::UnixTime::now();
+        let settings = contents
+            .material(&self.trust_domain, now)
+            .map_err(|error| error.to_string())
+            .and_then(|material| TlsSettings::new(Arc::new(material)).map_err(|error| error.to_string()));
+        match settings {
+            Ok(settings) => {
+                let svid = &settings.material().svid;
+                tracing::info!(spiffe_id = %svid.id(), not_after = svid.not_after(), "identity rotated");
+                outcome.audit.record_control(ControlEvent::IdentityRotated {
+                    time_unix_ns: now_ns(),
+                    spiffe_id: svid.id().to_string(),
+                    cert_sha256: svid.leaf_sha256_hex().to_owned(),
+                    not_after_unix_s: svid.not_after().max(0) as u64,
+                });
+                outcome.metrics.reloaded("identity", "loaded");
+                outcome.status.set("identity", None);
+                self.published.send_replace(Arc::new(settings));
+            }
+            Err(error) => {
+                tracing::error!("identity refused, the last good one stays: {error}");
+                outcome.audit.record_control(ControlEvent::IdentityLost {
+                    time_unix_ns: now_ns(),
+                    reason: "refused".to_owned(),
+                });
+                outcome.metrics.reloaded("identity", "refused");
+                outcome.status.set("identity", Some(error));
+            }
+        }
+    }
+}
+
+/// The event of a policy that is in force from now on.
+pub(crate) fn loaded(policy: &Policy) -> ControlEvent {
+    ControlEvent::PolicyLoaded {
+        time_unix_ns: now_ns(),
+        revision: Some(policy.revision().to_owned()),
+        sha256: policy.sha256_hex().to_owned(),
+    }
+}
+
+fn sha256_hex(bytes: &[u8]) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn now_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// If this fails, half a file is taken for a new version, and deny rules that were not written yet are missing.
+    #[test]
+    fn content_counts_once_it_was_read_the_same_twice() {
+        let mut seen = Seen::new(1);
+        assert!(!seen.settled(1));
+        assert!(!seen.settled(2), "read once");
+        assert!(!seen.settled(3), "changed between two reads");
+        assert!(seen.settled(3), "read the same twice");
+        assert!(!seen.settled(3), "judged once");
+        assert!(!seen.settled(2));
+        assert!(!seen.settled(3), "gone back to what is in force");
+        assert!(!seen.settled(2), "a candidate does not outlive that");
+    }
+}
