@@ -1,3 +1,4 @@
 //! phiward: a per-pod access proxy for services that hand each other protected health information.
 
+pub mod audit;
 pub mod identity;
