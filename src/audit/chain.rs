@@ -1,0 +1,195 @@
+//! The hash chain: how a record names the one before, and how a line is read back and checked.
+//!
+//! Owns epochs, sequence numbers and `hash = SHA-256(0x00 || JCS(event without chain.hash))`, which is also the leaf hash of
+//! RFC 6962 section 2.1. Canonical order puts `chain` first, so the hash is cut out of a line and the rest is hashed as it
+//! stands, without a JSON tree. Knows nothing of files.
+
+use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+
+use super::encode::SCHEMA;
+use super::{check, json};
+
+/// The longest line that the spool holds and a collector takes, in bytes.
+pub(crate) const MAX_LINE: usize = 64 * 1024;
+
+/// `prev` of the first record of an epoch.
+pub(crate) const NO_PREVIOUS: [u8; 64] = [b'0'; 64];
+
+const EPOCH_BYTES: usize = 36;
+const BEFORE_EPOCH: &[u8] = b"{\"chain\":{\"epoch\":\"";
+const BEFORE_HASH: &[u8] = b"\"hash\":\"";
+const BEFORE_PREV: &[u8] = b"\"prev\":\"";
+const BEFORE_SEQ: &[u8] = b"\"seq\":";
+
+/// One process lifetime of a spool: a UUIDv7 (RFC 9562 section 5.7), so that names sort by time and never meet.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Epoch(Box<str>);
+
+impl Epoch {
+    /// A new epoch that sorts after `last` even when the clock was set back.
+    pub(crate) fn generate(now_unix_ms: u64, last: Option<&Epoch>) -> Self {
+        let after_last = last.map_or(0, |last| last.unix_ms() + 1);
+        let ms = now_unix_ms.max(after_last).min((1 << 48) - 1);
+        let mut bytes = [0u8; 16];
+        // Fails only if the system has no entropy source, in which case no TLS key can be made either; the time and the
+        // process id then still tell epochs of one machine apart.
+        if SystemRandom::new().fill(&mut bytes).is_err() {
+            bytes[12..].copy_from_slice(&std::process::id().to_be_bytes());
+        }
+        bytes[..6].copy_from_slice(&ms.to_be_bytes()[2..]);
+        bytes[6] = 0x70 | (bytes[6] & 0x0f);
+        bytes[8] = 0x80 | (bytes[8] & 0x3f);
+        let mut hex = Vec::with_capacity(32);
+        json::hex(&mut hex, &bytes);
+        let hex = String::from_utf8_lossy(&hex);
+        Self(format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]).into())
+    }
+
+    /// Reads an epoch; it becomes a file name, so nothing but the shape of a UUID passes.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let shape = text.bytes().enumerate().all(|(at, byte)| match at {
+            8 | 13 | 18 | 23 => byte == b'-',
+            _ => matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
+        });
+        (text.len() == EPOCH_BYTES && shape).then(|| Self(text.into()))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn unix_ms(&self) -> u64 {
+        u64::from_str_radix(&format!("{}{}", &self.0[..8], &self.0[9..13]), 16).unwrap_or(0)
+    }
+}
+
+/// The writing end of a chain.
+pub(crate) struct Chain {
+    epoch: Epoch,
+    next_seq: u64,
+    prev: [u8; 64],
+    scratch: Vec<u8>,
+}
+
+impl Chain {
+    pub(crate) fn new(epoch: Epoch) -> Self {
+        Self { epoch, next_seq: 0, prev: NO_PREVIOUS, scratch: Vec::with_capacity(4096) }
+    }
+
+    pub(crate) fn epoch(&self) -> &Epoch {
+        &self.epoch
+    }
+
+    pub(crate) fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
+    /// Appends the event as the next record of the chain, with its line end. `instance` is the encoded member.
+    pub(crate) fn append(&mut self, out: &mut Vec<u8>, head: &[u8], instance: &[u8], tail: &[u8]) {
+        let s = &mut self.scratch;
+        s.clear();
+        s.push(0);
+        s.extend_from_slice(BEFORE_EPOCH);
+        s.extend_from_slice(self.epoch.0.as_bytes());
+        s.extend_from_slice(b"\",");
+        let hash_at = s.len();
+        s.extend_from_slice(BEFORE_PREV);
+        s.extend_from_slice(&self.prev);
+        s.extend_from_slice(b"\",\"seq\":");
+        json::integer(s, self.next_seq);
+        s.extend_from_slice(b"},");
+        s.extend_from_slice(head);
+        s.extend_from_slice(b"\"id\":\"");
+        s.extend_from_slice(self.epoch.0.as_bytes());
+        s.push(b':');
+        json::integer(s, self.next_seq);
+        s.extend_from_slice(b"\",");
+        s.extend_from_slice(instance);
+        s.extend_from_slice(tail);
+        self.prev = hex_digest(s);
+        self.next_seq += 1;
+        out.extend_from_slice(&s[1..hash_at]);
+        out.extend_from_slice(BEFORE_HASH);
+        out.extend_from_slice(&self.prev);
+        out.extend_from_slice(b"\",");
+        out.extend_from_slice(&s[hash_at..]);
+        out.push(b'\n');
+    }
+}
+
+/// A line that is a canonical record of the schema; its hash is not checked yet.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Record<'l> {
+    pub(crate) epoch: &'l str,
+    pub(crate) seq: u64,
+    pub(crate) prev: &'l [u8],
+    pub(crate) hash: &'l [u8],
+    pub(crate) kind: &'l str,
+    line: &'l [u8],
+}
+
+impl<'l> Record<'l> {
+    /// Reads a line (without its line end).
+    ///
+    /// # Errors
+    /// What keeps it from being a canonical record of the schema.
+    pub(crate) fn parse(line: &'l [u8]) -> Result<Self, &'static str> {
+        if line.len() > MAX_LINE {
+            return Err("the line is longer than 64 KiB");
+        }
+        let top = check::canonical(line)?;
+        let at = line.strip_prefix(BEFORE_EPOCH).ok_or("it does not begin with the chain")?;
+        let (epoch, at) = at.split_at_checked(EPOCH_BYTES).ok_or("the epoch is cut")?;
+        let epoch = std::str::from_utf8(epoch).ok().filter(|text| Epoch::parse(text).is_some());
+        let epoch = epoch.ok_or("the epoch is not a UUID in lower case")?;
+        let at =
+            at.strip_prefix(b"\",").and_then(|at| at.strip_prefix(BEFORE_HASH)).ok_or("there is no hash")?;
+        let (hash, at) = hex_field(at).ok_or("the hash is not 64 hexadecimal digits")?;
+        let at = at.strip_prefix(BEFORE_PREV).ok_or("there is no prev")?;
+        let (prev, at) = hex_field(at).ok_or("prev is not 64 hexadecimal digits")?;
+        let at = at.strip_prefix(BEFORE_SEQ).ok_or("there is no seq")?;
+        let digits = at.iter().take_while(|b| b.is_ascii_digit()).count();
+        let seq = std::str::from_utf8(&at[..digits]).ok().and_then(|digits| digits.parse().ok());
+        let seq = seq.ok_or("the sequence number is not a number")?;
+        if !at[digits..].starts_with(b"},") {
+            return Err("the chain has a member that is not known");
+        }
+        if top.schema != SCHEMA {
+            return Err("the schema is not phiward.audit/1");
+        }
+        let id_is_right = top.id.strip_prefix(epoch).and_then(|rest| rest.strip_prefix(':'));
+        if id_is_right.map(str::as_bytes) != Some(&at[..digits]) {
+            return Err("the id is not the epoch and the sequence number");
+        }
+        Ok(Self { epoch, seq, prev, hash, kind: top.kind, line })
+    }
+
+    /// Whether the hash is that of the record.
+    pub(crate) fn hash_is_right(&self, scratch: &mut Vec<u8>) -> bool {
+        // parse() found the hash exactly here, so both cuts are inside the line.
+        let cut = BEFORE_EPOCH.len() + EPOCH_BYTES + 2;
+        let after = cut + BEFORE_HASH.len() + 64 + 2;
+        scratch.clear();
+        scratch.push(0);
+        scratch.extend_from_slice(&self.line[..cut]);
+        scratch.extend_from_slice(&self.line[after..]);
+        hex_digest(scratch) == self.hash
+    }
+}
+
+fn hex_digest(bytes: &[u8]) -> [u8; 64] {
+    let mut hex = [0u8; 64];
+    for (pair, byte) in hex.chunks_exact_mut(2).zip(digest(&SHA256, bytes).as_ref()) {
+        pair[0] = b"0123456789abcdef"[usize::from(byte >> 4)];
+        pair[1] = b"0123456789abcdef"[usize::from(byte & 15)];
+    }
+    hex
+}
+
+/// 64 hexadecimal digits, a quote and a comma.
+fn hex_field(at: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (hex, rest) = at.split_at_checked(64)?;
+    let all_hex = hex.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    Some((hex, rest.strip_prefix(b"\",")?)).filter(|_| all_hex)
+}

@@ -1,0 +1,294 @@
+//! Turns events into canonical JSON, in two pieces around the members `id` and `instance`.
+//!
+//! Owns the order of members (RFC 8785 section 3.2.3: chain, close, conn, decision, gap, http | id, instance | open, policy,
+//! quarantine, request, response, schema, subject, svid, time, type). A worker encodes the pieces; the writer, who alone
+//! knows the sequence number, puts `chain` before, `id` and `instance` between. Knows nothing of files or hashes.
+
+use super::clock::InstantText;
+use super::event::{
+    AccessComplete, AccessDecision, ConnFragment, ConnRejected, ControlEvent, HttpFacts, InstanceFacts,
+};
+use super::json::{self, Members};
+use super::pseudonym::Pseudonym;
+
+/// The schema that every event names.
+pub(crate) const SCHEMA: &str = "phiward.audit/1";
+
+/// Encoded events that travel to the writer together: a head and a tail each, end to end.
+#[derive(Default)]
+pub(crate) struct Batch {
+    bytes: Vec<u8>,
+    cuts: Vec<Cut>,
+}
+
+#[derive(Clone, Copy)]
+struct Cut {
+    head_end: usize,
+    tail_end: usize,
+}
+
+impl Batch {
+    pub(crate) fn events(&self) -> u64 {
+        self.cuts.len() as u64
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.cuts.is_empty()
+    }
+
+    /// Makes the buffers empty, and small again after a burst.
+    pub(crate) fn clear(&mut self) {
+        self.bytes.clear();
+        self.bytes.shrink_to(64 * 1024);
+        self.cuts.clear();
+        self.cuts.shrink_to(256);
+    }
+
+    /// Each event's head and tail, in the order they were recorded.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let mut from = 0;
+        self.cuts.iter().map(move |cut| {
+            let head = &self.bytes[from..cut.head_end];
+            from = cut.tail_end;
+            (head, &self.bytes[cut.head_end..cut.tail_end])
+        })
+    }
+
+    pub(crate) fn decision(&mut self, ev: &AccessDecision<'_>, clock: &mut InstantText) {
+        let out = &mut self.bytes;
+        out.extend_from_slice(ev.conn.conn.as_bytes());
+        let mut head = Members::new(out);
+        head.object("decision", |m| {
+            m.text("outcome", ev.decision.outcome);
+            m.fragment(ev.policy.map_or("", |policy| &policy.0));
+            m.text("reason", ev.decision.reason);
+            m.text_opt("role", ev.decision.role);
+            m.text_opt("rule", ev.decision.rule);
+        });
+        head.object("http", |m| http(m, &ev.http));
+        let head_end = out.len();
+        let mut tail = Members::new(out);
+        request(&mut tail, ev.request_id, ev.trace_id);
+        self.end(head_end, ev.conn.subject.as_bytes(), clock, ev.time_unix_ns, "access.decision");
+    }
+
+    pub(crate) fn complete(&mut self, ev: &AccessComplete<'_>, clock: &mut InstantText) {
+        let out = &mut self.bytes;
+        out.extend_from_slice(ev.conn.conn.as_bytes());
+        let head_end = out.len();
+        let mut tail = Members::new(out);
+        request(&mut tail, ev.request_id, ev.trace_id);
+        tail.object("response", |m| {
+            m.flag("aborted", ev.response.aborted);
+            m.number("duration_us", ev.response.duration_us);
+            m.text_opt("reason", ev.response.reason);
+            m.number("request_bytes", ev.response.request_bytes);
+            m.number("response_bytes", ev.response.response_bytes);
+            if ev.response.status != 0 {
+                m.number("status", u64::from(ev.response.status));
+            }
+        });
+        self.end(head_end, ev.conn.subject.as_bytes(), clock, ev.time_unix_ns, "access.complete");
+    }
+
+    pub(crate) fn conn_rejected(&mut self, ev: &ConnRejected<'_>, clock: &mut InstantText) {
+        let conn = ConnFragment::new(&ev.conn);
+        let out = &mut self.bytes;
+        out.extend_from_slice(conn.conn.as_bytes());
+        Members::new(out).object("decision", |m| {
+            m.text("outcome", "reject");
+            m.text("reason", ev.reason);
+        });
+        let head_end = out.len();
+        self.end(head_end, conn.subject.as_bytes(), clock, ev.time_unix_ns, "conn.rejected");
+    }
+
+    pub(crate) fn control(&mut self, ev: &ControlEvent, clock: &mut InstantText) {
+        let head_end = self.bytes.len();
+        match ev {
+            ControlEvent::PolicyLoaded { time_unix_ns, revision, sha256 } => {
+                self.tail().object("policy", |m| {
+                    m.text_opt("revision", revision.as_deref());
+                    m.text("sha256", sha256);
+                });
+                self.end(head_end, b"", clock, *time_unix_ns, "policy.loaded");
+            }
+            ControlEvent::PolicyRefused { time_unix_ns, sha256, errors, first_at } => {
+                self.tail().object("policy", |m| {
+                    if let Some((_, column)) = first_at {
+                        m.number("column", *column);
+                    }
+                    m.number("errors", *errors);
+                    if let Some((line, _)) = first_at {
+                        m.number("line", *line);
+                    }
+                    m.text_opt("sha256", sha256.as_deref());
+                });
+                self.end(head_end, b"", clock, *time_unix_ns, "policy.refused");
+            }
+            ControlEvent::IdentityRotated { time_unix_ns, spiffe_id, cert_sha256, not_after_unix_s } => {
+                let mut svid = Vec::with_capacity(256);
+                Members::new(&mut svid).object("svid", |m| {
+                    m.text("cert_sha256", cert_sha256);
+                    let not_after = not_after_unix_s.saturating_mul(1_000_000_000);
+                    m.plain("not_after", |out| InstantText::new().write(out, not_after));
+                    m.text("spiffe_id", spiffe_id);
+                });
+                self.end(head_end, &svid, clock, *time_unix_ns, "identity.rotated");
+            }
+            ControlEvent::IdentityLost { time_unix_ns, reason } => {
+                let mut svid = Vec::with_capacity(64);
+                Members::new(&mut svid).object("svid", |m| m.text("reason", reason));
+                self.end(head_end, &svid, clock, *time_unix_ns, "identity.lost");
+            }
+        }
+    }
+
+    pub(crate) fn trail(&mut self, ev: &TrailEvent, clock: &mut InstantText, now_unix_ns: u64) {
+        let out = &mut self.bytes;
+        if let TrailEvent::Close { reason } = ev {
+            Members::new(out).object("close", |m| m.text("reason", reason));
+        }
+        if let TrailEvent::Gap { from_unix_ns, to_unix_ns, allowed, denied } = ev {
+            Members::new(out).object("gap", |m| {
+                m.number("allowed", *allowed);
+                m.number("denied", *denied);
+                m.plain("from", |out| InstantText::new().write(out, *from_unix_ns));
+                m.plain("to", |out| InstantText::new().write(out, *to_unix_ns));
+            });
+        }
+        let head_end = out.len();
+        let kind = match ev {
+            TrailEvent::Open { recovery, lost_bytes, previous } => {
+                self.tail().object("open", |m| {
+                    if *lost_bytes > 0 {
+                        m.number("lost_bytes", *lost_bytes);
+                    }
+                    if let Some(previous) = previous {
+                        m.object("previous", |m| {
+                            m.text("epoch", &previous.epoch);
+                            m.text("hash", &previous.hash);
+                            m.number("seq", previous.seq);
+                        });
+                    }
+                    m.text("recovery", recovery);
+                });
+                "audit.open"
+            }
+            TrailEvent::Quarantine { sink, status, first_id, last_id, events } => {
+                self.tail().object("quarantine", |m| {
+                    m.number("events", *events);
+                    m.text("first_id", first_id);
+                    m.text("last_id", last_id);
+                    m.text("sink", sink);
+                    m.number("status", u64::from(*status));
+                });
+                "audit.quarantine"
+            }
+            TrailEvent::Close { .. } => "audit.close",
+            TrailEvent::Gap { .. } => "audit.gap",
+        };
+        self.end(head_end, b"", clock, now_unix_ns, kind);
+    }
+
+    fn tail(&mut self) -> Members<'_> {
+        Members::new(&mut self.bytes)
+    }
+
+    /// The members every event ends with; `subject_or_svid` stands between `schema` and `time` in canonical order.
+    fn end(
+        &mut self,
+        head_end: usize,
+        subject_or_svid: &[u8],
+        clock: &mut InstantText,
+        time: u64,
+        kind: &'static str,
+    ) {
+        let out = &mut self.bytes;
+        Members::new(out).text("schema", SCHEMA);
+        out.extend_from_slice(subject_or_svid);
+        let mut m = Members::new(out);
+        m.plain("time", |out| clock.write(out, time));
+        m.text("type", kind);
+        json::close(out);
+        self.cuts.push(Cut { head_end, tail_end: out.len() });
+    }
+}
+
+/// The events that the trail writes about itself.
+pub(crate) enum TrailEvent {
+    /// The first of an epoch: what was found in the spool, and the end of the epoch before.
+    Open { recovery: &'static str, lost_bytes: u64, previous: Option<Previous> },
+    /// The last of an epoch that ended by intent.
+    Close { reason: &'static str },
+    /// What was let pass or refused while the spool took no events.
+    Gap { from_unix_ns: u64, to_unix_ns: u64, allowed: u64, denied: u64 },
+    /// What a sink refused for good and was set aside.
+    Quarantine { sink: String, status: u16, first_id: String, last_id: String, events: u64 },
+}
+
+/// The last record of the epoch before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Previous {
+    pub(crate) epoch: String,
+    pub(crate) seq: u64,
+    pub(crate) hash: String,
+}
+
+/// The member `instance` with its comma.
+pub(crate) fn instance(facts: &InstanceFacts) -> Vec<u8> {
+    let mut out = Vec::with_capacity(512);
+    Members::new(&mut out).object("instance", |m| {
+        m.text("namespace", &facts.namespace);
+        m.text_opt("node", facts.node.as_deref());
+        m.text_opt("pod", facts.pod.as_deref());
+        m.text("service", &facts.service);
+        m.text_opt("spiffe_id", facts.spiffe_id.as_deref());
+        m.text("version", &facts.version);
+    });
+    out
+}
+
+fn request(m: &mut Members<'_>, id: &str, trace_id: Option<&str>) {
+    m.object("request", |m| {
+        m.text("id", id);
+        m.text_opt("trace_id", trace_id);
+    });
+}
+
+fn http(m: &mut Members<'_>, facts: &HttpFacts<'_>) {
+    m.text_opt("host", facts.host);
+    if let Some(host) = facts.host_h {
+        m.plain("host_h", |out| host.write(out));
+    }
+    m.text_opt("method", facts.method);
+    if !facts.params.is_empty() {
+        m.object("params", |m| params(m, facts.params));
+    }
+    m.text_opt("service", facts.service);
+    if let Some(target) = facts.target_h {
+        m.plain("target_h", |out| target.write(out));
+    }
+    m.text_opt("template", facts.template);
+    m.text("version", facts.version);
+}
+
+/// Writes the parameters by name, each name once: the next greater name is looked for each time, which for the handful of
+/// parameters of a path is cheaper than a sorted copy and allocates nothing.
+fn params(m: &mut Members<'_>, params: &[(&str, Pseudonym)]) {
+    let mut last: Option<&str> = None;
+    let by_utf16 = |a: &str, b: &str| a.encode_utf16().cmp(b.encode_utf16());
+    loop {
+        let next = params
+            .iter()
+            .filter(|(name, _)| last.is_none_or(|last| by_utf16(name, last).is_gt()))
+            .min_by(|a, b| by_utf16(a.0, b.0));
+        let Some((name, pseudonym)) = next else { break };
+        m.plain_dynamic(name, |out| pseudonym.write(out));
+        last = Some(name);
+    }
+}

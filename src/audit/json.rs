@@ -1,0 +1,212 @@
+//! Writes canonical JSON (RFC 8785) straight into a byte buffer.
+//!
+//! Owns escaping and number text. It does not sort: callers write keys in canonical order, a debug build checks that they
+//! did, and the tests compare every event with a sorted `serde_json` tree. Nothing here allocates but the buffer itself.
+
+/// The largest integer that JSON readers agree on (RFC 8785 section 3.2.2.3): 2^53 - 1.
+pub(crate) const MAX_INTEGER: u64 = (1 << 53) - 1;
+
+/// The longest string value that is written, in bytes; a longer one is cut at a character and ends with `…`.
+///
+/// Everything that arrives from a peer is bounded by this, so one event cannot outgrow the spool's or a collector's
+/// limits. A SPIFFE ID (at most 2048 bytes) is never cut.
+pub(crate) const MAX_STRING: usize = 2048;
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
+const CUT: &str = "…";
+
+/// The members of one object, written as `"key":value,`; whoever opened the object closes it.
+pub(crate) struct Members<'o> {
+    out: &'o mut Vec<u8>,
+    #[cfg(debug_assertions)]
+    last: &'static str,
+}
+
+impl<'o> Members<'o> {
+    pub(crate) fn new(out: &'o mut Vec<u8>) -> Self {
+        Self {
+            out,
+            #[cfg(debug_assertions)]
+            last: "",
+        }
+    }
+
+    pub(crate) fn text(&mut self, key: &'static str, value: &str) {
+        self.key(key);
+        string(self.out, value);
+        self.out.push(b',');
+    }
+
+    pub(crate) fn text_opt(&mut self, key: &'static str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.text(key, value);
+        }
+    }
+
+    /// A number; what is above [`MAX_INTEGER`] is written as that.
+    pub(crate) fn number(&mut self, key: &'static str, value: u64) {
+        self.key(key);
+        integer(self.out, value.min(MAX_INTEGER));
+        self.out.push(b',');
+    }
+
+    pub(crate) fn flag(&mut self, key: &'static str, value: bool) {
+        self.key(key);
+        self.out.extend_from_slice(if value { b"true," } else { b"false," });
+    }
+
+    /// A string value that `fill` writes and that needs no escaping.
+    pub(crate) fn plain(&mut self, key: &'static str, fill: impl FnOnce(&mut Vec<u8>)) {
+        self.key(key);
+        self.out.push(b'"');
+        fill(self.out);
+        self.out.extend_from_slice(b"\",");
+    }
+
+    pub(crate) fn object(&mut self, key: &'static str, fill: impl FnOnce(&mut Members<'_>)) {
+        self.key(key);
+        self.out.push(b'{');
+        fill(&mut Members::new(self.out));
+        close(self.out);
+        self.out.push(b',');
+    }
+
+    /// Members that were encoded before, in their place: `"key":value,` each.
+    pub(crate) fn fragment(&mut self, members: &str) {
+        self.out.extend_from_slice(members.as_bytes());
+    }
+
+    /// A member whose key is not known when the program is written; the caller sees to the order.
+    pub(crate) fn plain_dynamic(&mut self, key: &str, fill: impl FnOnce(&mut Vec<u8>)) {
+        string(self.out, key);
+        self.out.extend_from_slice(b":\"");
+        fill(self.out);
+        self.out.extend_from_slice(b"\",");
+    }
+
+    fn key(&mut self, key: &'static str) {
+        #[cfg(debug_assertions)]
+        {
+            debug_assert!(self.last < key, "{key} is written after {}", self.last);
+            self.last = key;
+        }
+        self.out.push(b'"');
+        self.out.extend_from_slice(key.as_bytes());
+        self.out.extend_from_slice(b"\":");
+    }
+}
+
+/// Ends an object: the last comma becomes the brace.
+pub(crate) fn close(out: &mut Vec<u8>) {
+    match out.last_mut() {
+        Some(last) if *last == b',' => *last = b'}',
+        _ => out.push(b'}'),
+    }
+}
+
+/// Writes `text` with its quotes, by the escaping rules of RFC 8785 section 3.2.2.2.
+pub(crate) fn string(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    if text.len() <= MAX_STRING {
+        escaped(out, text.as_bytes());
+    } else {
+        let end = (0..=MAX_STRING - CUT.len()).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        escaped(out, &text.as_bytes()[..end]);
+        out.extend_from_slice(CUT.as_bytes());
+    }
+    out.push(b'"');
+}
+
+fn escaped(out: &mut Vec<u8>, bytes: &[u8]) {
+    let mut plain_from = 0;
+    for (at, &byte) in bytes.iter().enumerate() {
+        if byte >= 0x20 && byte != b'"' && byte != b'\\' {
+            continue;
+        }
+        out.extend_from_slice(&bytes[plain_from..at]);
+        plain_from = at + 1;
+        match byte {
+            b'"' => out.extend_from_slice(b"\\\""),
+            b'\\' => out.extend_from_slice(b"\\\\"),
+            0x08 => out.extend_from_slice(b"\\b"),
+            b'\t' => out.extend_from_slice(b"\\t"),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            0x0c => out.extend_from_slice(b"\\f"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            _ => {
+                out.extend_from_slice(b"\\u00");
+                out.extend_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+            }
+        }
+    }
+    out.extend_from_slice(&bytes[plain_from..]);
+}
+
+/// Writes `value` in decimal.
+pub(crate) fn integer(out: &mut Vec<u8>, mut value: u64) {
+    let mut digits = [0u8; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (value % 10) as u8;
+        value /= 10;
+        if value == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+/// Writes `bytes` in lower-case hexadecimal.
+pub(crate) fn hex(out: &mut Vec<u8>, bytes: &[u8]) {
+    for byte in bytes {
+        out.extend_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn written(text: &str) -> String {
+        let mut out = Vec::new();
+        string(&mut out, text);
+        String::from_utf8(out).unwrap()
+    }
+
+    proptest! {
+        /// If this fails, a string of a peer can break an event open or be read differently by a SIEM.
+        #[test]
+        fn any_string_reads_back_as_it_was(text in "\\PC{0,40}[\\x00-\\x1f\"\\\\\u{7f}\u{2028}]{0,8}") {
+            let json = written(&text);
+            prop_assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text.clone());
+            prop_assert_eq!(json, serde_json::to_string(&text).unwrap());
+        }
+
+        /// If this fails, sequence numbers and byte counts are wrong.
+        #[test]
+        fn any_integer_is_its_decimal_text(value in any::<u64>()) {
+            let mut out = Vec::new();
+            integer(&mut out, value);
+            prop_assert_eq!(String::from_utf8(out).unwrap(), value.to_string());
+        }
+    }
+
+    /// If this fails, one request with a huge host name can fill the spool or stop the collector.
+    #[test]
+    fn long_strings_are_cut_at_a_character() {
+        let json = written(&"ü".repeat(5000));
+        let read: String = serde_json::from_str(&json).unwrap();
+        assert!(read.len() <= MAX_STRING && read.ends_with("ü…"), "{}", read.len());
+        assert_eq!(written(&"a".repeat(MAX_STRING)).len(), MAX_STRING + 2);
+    }
+
+    /// If this fails, counters above 2^53 are read as other numbers by JavaScript and many SIEMs.
+    #[test]
+    fn numbers_stop_at_the_largest_exact_integer() {
+        let mut out = Vec::new();
+        Members::new(&mut out).number("n", u64::MAX);
+        assert_eq!(out, br#""n":9007199254740991,"#);
+    }
+}

@@ -1,0 +1,328 @@
+//! The audit trail: typed events, chained, spooled on disk, delivered to collectors, verifiable offline.
+//!
+//! Owns everything between "this was decided" and "a collector has it". Refuses to know the proxy, the policy and HTTP types
+//! (only the sinks speak HTTP, to collectors): callers hand in text that holds no PHI by construction.
+//!
+//! ```text
+//!  worker 1  Recorder --batch--+
+//!  worker 2  Recorder --batch--+-> writer thread --write--> <epoch>-<seq>.ndjson --> shipper --> collector
+//!  control   ControlRecorder --+      |  marks, one wake        ^                      cursor, retry, quarantine
+//!            workers <----------------+        syncer thread ---+ fdatasync
+//! ```
+//!
+//! A request is forwarded only after its decision reached the durability that was configured; see [`Recorder`]. The spool is
+//! a folder of NDJSON segments, so `cat`, `grep` and `jq` work on it at 3 a.m.
+
+mod chain;
+mod check;
+mod clock;
+mod encode;
+mod event;
+mod json;
+mod lines;
+mod pseudonym;
+mod recorder;
+mod recover;
+mod segment;
+mod spool;
+mod sync;
+mod wait;
+mod writer;
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, Sender};
+use std::thread::JoinHandle;
+
+pub use event::{
+    AccessComplete, AccessDecision, ConnFacts, ConnFragment, ConnRejected, ControlEvent, Decision, Direction,
+    HttpFacts, InstanceFacts, PolicyFragment, ResponseFacts, SubjectFacts, TlsFacts,
+};
+pub use pseudonym::{KeyFileError, MIN_KEY_BYTES, Pseudonym, PseudonymKey};
+pub use recorder::{Recorded, Recorder, RecorderSeed, Reservation, Unavailable};
+pub use spool::{Durability, MIN_SPOOL_BYTES, OnFailure, SEGMENT_BYTES, SpoolConfig};
+
+use chain::{Chain, Epoch};
+use clock::{InstantText, unix_ns};
+use encode::{Batch, TrailEvent};
+use segment::{Disk, SegmentFile};
+use spool::{Health, Segment, Shared, SinkState};
+use writer::{Message, Writer};
+
+/// Why the trail cannot be begun, written or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    /// The folder cannot be made, read or written.
+    #[error("{}: the audit spool cannot be used: {error}", path.display())]
+    Spool {
+        /// The spool's folder.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// Another process has the folder.
+    #[error("{}: another process uses this audit spool: give each process a folder of its own", path.display())]
+    InUse {
+        /// The spool's folder.
+        path: PathBuf,
+    },
+    /// `max_bytes` is too small.
+    #[error("{}: an audit spool needs a max_bytes of at least 1 MiB", path.display())]
+    TooSmall {
+        /// The spool's folder.
+        path: PathBuf,
+    },
+    /// Two sinks have one name, or a name is not fit for a file name.
+    #[error("sink {name:?}: a sink needs a name of its own, of 1 to 64 letters, digits and '-'")]
+    SinkName {
+        /// The name.
+        name: String,
+    },
+    /// The last events could not be written.
+    #[error("the last audit events could not be written: {0}")]
+    Unwritten(String),
+}
+
+/// Where delivered events go, as far as the spool is concerned.
+#[derive(Debug, Clone)]
+pub struct SinkConfig {
+    /// Names the cursor file; letters, digits and `-`.
+    pub name: String,
+    /// The collector.
+    pub endpoint: Endpoint,
+    /// Whether segments are kept until this sink has acknowledged them. When no sink is required, all of them count.
+    pub required: bool,
+}
+
+/// A collector's address as configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `https://` rather than `http://`.
+    pub https: bool,
+    /// The host name or address.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+/// A running audit trail. Workers record through [`Audit::recorder`].
+///
+/// Dropping it writes what is queued and leaves the epoch without `audit.close`, as a crash would.
+pub struct Audit {
+    shared: Arc<Shared>,
+    writer: Sender<Message>,
+    threads: Option<(JoinHandle<Result<(), String>>, JoinHandle<()>)>,
+    lock: Option<File>,
+}
+
+/// Records the control thread's events; a clone a task.
+#[derive(Clone)]
+pub struct ControlRecorder {
+    writer: Sender<Message>,
+}
+
+/// The state of a trail, for `/ready` and `/metrics`.
+#[derive(Debug, Clone)]
+pub struct AuditStatus {
+    /// The epoch of this process.
+    pub epoch: String,
+    /// Records this process has written.
+    pub written_events: u64,
+    /// Their bytes.
+    pub written_bytes: u64,
+    /// Bytes of segments in the spool.
+    pub spool_bytes: u64,
+    /// Bytes that may still be reserved; 0 when the spool is full.
+    pub free_bytes: u64,
+    /// Whether the spool takes events.
+    pub healthy: bool,
+    /// The last error of the disk, also after it passed.
+    pub last_error: Option<String>,
+    /// Events that were lost because the disk failed for good.
+    pub lost_events: u64,
+    /// Each sink's state, in the order of the configuration.
+    pub sinks: Vec<SinkStatus>,
+}
+
+/// The state of one sink.
+#[derive(Debug, Clone)]
+pub struct SinkStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether segments wait for it.
+    pub required: bool,
+    /// Bytes it has not acknowledged.
+    pub backlog_bytes: u64,
+    /// Events it has acknowledged to this process.
+    pub delivered_events: u64,
+    /// Events it refused for good, which were set aside.
+    pub quarantined_events: u64,
+    /// Why the last attempt failed; absent after a success.
+    pub last_error: Option<String>,
+}
+
+impl Audit {
+    /// Locks and repairs the spool, begins an epoch with `audit.open` on disk, and starts the writer.
+    ///
+    /// # Errors
+    /// The folder is in use or cannot be written, or the configuration cannot work.
+    pub fn start(
+        config: SpoolConfig,
+        instance: &InstanceFacts,
+        sinks: &[SinkConfig],
+    ) -> Result<Self, AuditError> {
+        let path = config.dir.clone();
+        let io_error = |error| AuditError::Spool { path: path.clone(), error };
+        if config.max_bytes < MIN_SPOOL_BYTES {
+            return Err(AuditError::TooSmall { path });
+        }
+        check_names(sinks)?;
+        let found = recover::recover(&config.dir)?;
+        let last_epoch =
+            found.segments.last().and_then(|(name, _)| segment::parse_name(name)).map(|(epoch, _)| epoch);
+        let chain = Chain::new(Epoch::generate(unix_ns() / 1_000_000, last_epoch.as_ref()));
+        let mut segments: VecDeque<Segment> = (0..)
+            .zip(found.segments)
+            .map(|(ordinal, (name, bytes))| Segment { ordinal, name, bytes })
+            .collect();
+        let opened = TrailEvent::Open {
+            recovery: found.recovery,
+            lost_bytes: found.lost_bytes,
+            previous: found.previous,
+        };
+        let instance = encode::instance(instance);
+        let (chain, file) = begin(&config, chain, &opened, &instance).map_err(io_error)?;
+        let name = segment::name(chain.epoch(), 0);
+        segments.push_back(Segment { ordinal: segments.len() as u64, name, bytes: file.len() });
+        let other_bytes = recover::other_bytes(&config.dir).map_err(io_error)?;
+        let sinks =
+            sinks.iter().map(|sink| Arc::new(SinkState::new(sink.name.clone(), sink.required))).collect();
+        let epoch = chain.epoch().as_str().to_owned();
+        let shared = Arc::new(Shared::new(config, epoch, sinks, segments, other_bytes));
+        shared.written_events.store(1, Ordering::Release);
+        shared.written_bytes.store(file.len(), Ordering::Release);
+        let (sender, inbox) = mpsc::channel();
+        let writer = Writer::new(shared.clone(), inbox, chain, file, instance);
+        let threads = start_threads(writer, shared.clone()).map_err(io_error)?;
+        Ok(Self { shared, writer: sender, threads: Some(threads), lock: Some(found.lock) })
+    }
+
+    /// What a worker makes its [`Recorder`] of.
+    pub fn recorder(&self) -> RecorderSeed {
+        RecorderSeed { shared: self.shared.clone(), writer: self.writer.clone() }
+    }
+
+    /// What the control thread's tasks record through.
+    pub fn control(&self) -> ControlRecorder {
+        ControlRecorder { writer: self.writer.clone() }
+    }
+
+    /// The state now.
+    pub fn status(&self) -> AuditStatus {
+        let shared = &self.shared;
+        let sinks = shared.sinks.iter().map(|sink| SinkStatus {
+            name: sink.name.clone(),
+            required: sink.required,
+            backlog_bytes: shared.backlog(sink),
+            delivered_events: sink.events.load(Ordering::Acquire),
+            quarantined_events: sink.quarantined.load(Ordering::Acquire),
+            last_error: spool::lock(&sink.last_error).clone(),
+        });
+        AuditStatus {
+            epoch: shared.epoch.clone(),
+            written_events: shared.written_events.load(Ordering::Acquire),
+            written_bytes: shared.written_bytes.load(Ordering::Acquire),
+            spool_bytes: shared.tail().segments.iter().map(|segment| segment.bytes).sum(),
+            free_bytes: shared.free.load(Ordering::Acquire).max(0) as u64,
+            healthy: shared.health() == Health::Good,
+            last_error: shared.last_error(),
+            lost_events: shared.lost_events.load(Ordering::Acquire),
+            sinks: sinks.collect(),
+        }
+    }
+
+    /// Ends the epoch: writes what the workers sent and `audit.close`, and syncs. Workers must have ended before; shippers
+    /// go on, and can be finished afterwards.
+    ///
+    /// # Errors
+    /// The last events could not be written or synced.
+    pub fn close(mut self) -> Result<(), AuditError> {
+        self.end(true).map_err(AuditError::Unwritten)
+    }
+
+    fn end(&mut self, close: bool) -> Result<(), String> {
+        let Some((writer, syncer)) = self.threads.take() else { return Ok(()) };
+        let _ = self.writer.send(Message::End { close }); // the writer is gone only if it panicked, which join tells
+        let written = writer.join().unwrap_or_else(|_| Err("the audit writer panicked".into()));
+        self.shared.tail().stop = true;
+        self.shared.sync_wanted.notify_one();
+        let synced = syncer.join().map_err(|_| "the audit syncer panicked".to_owned());
+        let poisoned = self.shared.health() == Health::Poisoned;
+        self.shared.set_health(Health::Closed, None);
+        self.lock = None;
+        match written.and(synced) {
+            Ok(()) if poisoned => Err(self.shared.last_error().unwrap_or_default()),
+            outcome => outcome,
+        }
+    }
+}
+
+impl Drop for Audit {
+    fn drop(&mut self) {
+        if let Err(error) = self.end(false) {
+            tracing::error!(error, "the last audit events could not be written");
+        }
+    }
+}
+
+impl ControlRecorder {
+    /// Records an event of the control thread. It takes no place: a part of the spool is kept for these.
+    pub fn record(&self, event: ControlEvent) {
+        if self.writer.send(Message::Control(Box::new(event))).is_err() {
+            tracing::warn!("the audit trail is closed, a control event was not recorded");
+        }
+    }
+}
+
+/// Writes `audit.open` as the first record of a new segment, onto the disk.
+fn begin(
+    config: &SpoolConfig,
+    mut chain: Chain,
+    opened: &TrailEvent,
+    instance: &[u8],
+) -> std::io::Result<(Chain, SegmentFile)> {
+    let mut batch = Batch::default();
+    batch.trail(opened, &mut InstantText::new(), unix_ns());
+    let mut file = SegmentFile::create(config.dir.join(segment::name(chain.epoch(), 0)))?;
+    let mut line = Vec::new();
+    for (head, tail) in batch.pieces() {
+        chain.append(&mut line, head, instance, tail);
+    }
+    let disk = Disk::default();
+    file.append(&disk, &line)?;
+    disk.sync(file.file())?;
+    disk.sync(&segment::open_dir(&config.dir)?)?;
+    Ok((chain, file))
+}
+
+type Threads = (JoinHandle<Result<(), String>>, JoinHandle<()>);
+
+fn start_threads(writer: Writer, shared: Arc<Shared>) -> std::io::Result<Threads> {
+    let writer = std::thread::Builder::new().name("audit-writer".into()).spawn(move || writer.run())?;
+    let syncer = std::thread::Builder::new().name("audit-sync".into()).spawn(move || sync::run(&shared))?;
+    Ok((writer, syncer))
+}
+
+fn check_names(sinks: &[SinkConfig]) -> Result<(), AuditError> {
+    for (at, sink) in sinks.iter().enumerate() {
+        let fit = (1..=64).contains(&sink.name.len())
+            && sink.name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        if !fit || sinks[..at].iter().any(|other| other.name == sink.name) {
+            return Err(AuditError::SinkName { name: sink.name.clone() });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,388 @@
+//! The worker's side: a place first, then events, then the wait until they are recorded.
+//!
+//! Lives on one single-threaded runtime and touches neither disk nor a lock that another worker holds. Events of one turn of
+//! the event loop leave as one message, sent by a task that runs after the tasks already queued. A reservation makes every
+//! later step infallible, so that the completion can be recorded in a `Drop`.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use std::task::{Context, Poll, Waker};
+
+use super::clock::{InstantText, unix_ns};
+use super::encode::Batch;
+use super::event::{AccessComplete, AccessDecision, ConnRejected};
+use super::spool::{Durability, Health, OnFailure, PLACE_BYTES, Shared, WorkerLink};
+use super::wait::{Level, Waiters};
+use super::writer::Message;
+
+/// How far the writer may be behind one worker before requests are refused.
+const MAX_UNWRITTEN_EVENTS: u64 = 16 * 1024;
+/// The same in bytes of encoded events: 8 MiB.
+const MAX_UNWRITTEN_BYTES: u64 = 8 * 1024 * 1024;
+/// A batch of this many bytes does not wait for the end of the turn.
+const FULL_BATCH_BYTES: u64 = 256 * 1024;
+/// The most places a worker takes from the spool at once, so that the shared counter is touched once in many requests.
+const LEASE_PLACES: i64 = 32;
+
+/// Why no event can be recorded. The request is answered 503 with this code: `audit_unavailable`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// The spool is full of events that no sink has acknowledged.
+    #[error("the audit spool is full: bring its sinks back or give it more max_bytes")]
+    SpoolFull,
+    /// More events wait to be written than may.
+    #[error("the audit spool's disk is too slow for the requests that arrive")]
+    WriterBehind,
+    /// The disk refused the spool's writes.
+    #[error("the audit spool cannot be written: see the log for the disk's error")]
+    WriterFailed,
+    /// The trail was closed.
+    #[error("the audit trail is closed, the process is ending")]
+    Closed,
+}
+
+impl Unavailable {
+    /// The stable code of the answer and of the metrics.
+    pub fn code(self) -> &'static str {
+        "audit_unavailable"
+    }
+}
+
+/// What becomes a [`Recorder`] inside a worker.
+#[derive(Clone)]
+pub struct RecorderSeed {
+    pub(super) shared: Arc<Shared>,
+    pub(super) writer: Sender<Message>,
+}
+
+impl RecorderSeed {
+    /// Makes this thread a worker of the trail.
+    ///
+    /// # Panics
+    /// Outside a tokio `LocalRuntime` or `LocalSet`.
+    pub fn attach(self) -> Recorder {
+        let link = Arc::new(WorkerLink::default());
+        self.shared.tail().workers.push(link.clone());
+        let chunk = (self.shared.config.max_bytes as i64 / (1024 * PLACE_BYTES)).clamp(1, LEASE_PLACES);
+        let worker = Rc::new(Worker {
+            shared: self.shared,
+            writer: self.writer,
+            link: link.clone(),
+            batch: RefCell::default(),
+            clock: RefCell::new(InstantText::new()),
+            recorded: Cell::new(0),
+            recorded_bytes: Cell::new(0),
+            lease: Cell::new(0),
+            chunk,
+            pump: RefCell::new(None),
+            waiters: RefCell::default(),
+        });
+        tokio::task::spawn_local(pump(Rc::downgrade(&worker), link));
+        Recorder { worker }
+    }
+}
+
+/// Records the events of one worker. Clones are cheap and share everything.
+#[derive(Clone)]
+pub struct Recorder {
+    worker: Rc<Worker>,
+}
+
+impl Recorder {
+    /// Takes places for `n` events (two for a request: its decision and its completion).
+    ///
+    /// # Errors
+    /// The spool is full, or the writer is too far behind or failed; under `allow_with_gap` never: then the reservation
+    /// counts instead of recording.
+    pub fn reserve(&self, n: u32) -> Result<Reservation, Unavailable> {
+        let worker = &self.worker;
+        match worker.take_places(i64::from(n)) {
+            Ok(()) => Ok(Reservation { worker: worker.clone(), places: n, counts_only: false }),
+            Err(_) if worker.shared.config.on_failure == OnFailure::AllowWithGap => {
+                Ok(Reservation { worker: worker.clone(), places: 0, counts_only: true })
+            }
+            Err(unavailable) => {
+                worker.shared.gap.count(false, unix_ns());
+                Err(unavailable)
+            }
+        }
+    }
+}
+
+/// Places in the spool. What is not used goes back when it is dropped.
+#[must_use = "a reservation that records nothing leaves no trace of the request"]
+pub struct Reservation {
+    worker: Rc<Worker>,
+    places: u32,
+    /// The spool takes nothing and the operator chose to let requests pass: they are counted for the `audit.gap` event.
+    counts_only: bool,
+}
+
+impl Reservation {
+    /// Records a decision. Wait for [`Recorded::before_forward`] before anything is forwarded.
+    ///
+    /// # Panics
+    /// In a debug build, when more events are recorded than were reserved.
+    pub fn decision(&mut self, ev: &AccessDecision<'_>) -> Recorded {
+        if self.counts_only {
+            self.worker.shared.gap.count(ev.decision.outcome == "allow", ev.time_unix_ns);
+            return Recorded { worker: self.worker.clone(), position: 0 };
+        }
+        self.push(|batch, clock| batch.decision(ev, clock))
+    }
+
+    /// Records how an allowed request ended.
+    ///
+    /// # Panics
+    /// In a debug build, when more events are recorded than were reserved.
+    pub fn complete(&mut self, ev: &AccessComplete<'_>) {
+        if !self.counts_only {
+            let _ = self.push(|batch, clock| batch.complete(ev, clock)); // nobody waits for a completion
+        }
+    }
+
+    /// Records a connection that never became an authenticated exchange.
+    ///
+    /// # Panics
+    /// In a debug build, when more events are recorded than were reserved.
+    pub fn conn_rejected(&mut self, ev: &ConnRejected<'_>) {
+        if self.counts_only {
+            return self.worker.shared.gap.count(false, ev.time_unix_ns);
+        }
+        let _ = self.push(|batch, clock| batch.conn_rejected(ev, clock)); // nothing is forwarded, so nobody waits
+    }
+
+    fn push(&mut self, encode: impl FnOnce(&mut Batch, &mut InstantText)) -> Recorded {
+        debug_assert!(self.places > 0, "more events are recorded than were reserved");
+        match self.places.checked_sub(1) {
+            Some(left) => self.places = left,
+            // A mistake of the caller must not lose an event: the budget is overdrawn by one place instead.
+            None => drop(self.worker.shared.free.fetch_sub(PLACE_BYTES, Ordering::AcqRel)),
+        }
+        let position = self.worker.push(encode);
+        Recorded { worker: self.worker.clone(), position }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.worker.return_places(i64::from(self.places));
+    }
+}
+
+/// An event that is on its way to the spool. Dropping it changes nothing: the event is recorded all the same.
+#[derive(Clone)]
+#[must_use = "nothing may be forwarded before the decision is recorded"]
+pub struct Recorded {
+    worker: Rc<Worker>,
+    /// The worker's count of events when this one was the last; 0 for one that is only counted.
+    position: u64,
+}
+
+impl Recorded {
+    /// Waits until the event is in the kernel.
+    ///
+    /// # Errors
+    /// The spool cannot be written and the operator chose to deny.
+    pub async fn written(&self) -> Result<(), Unavailable> {
+        self.reached(Level::Written).await
+    }
+
+    /// Waits until the event is on disk.
+    ///
+    /// # Errors
+    /// The spool cannot be written or synced and the operator chose to deny.
+    pub async fn synced(&self) -> Result<(), Unavailable> {
+        self.reached(Level::Synced).await
+    }
+
+    /// Waits for what the configured durability asks before the app sees the request.
+    ///
+    /// # Errors
+    /// The event was not recorded and the operator chose to deny: the request must not be forwarded.
+    pub async fn before_forward(&self) -> Result<(), Unavailable> {
+        match self.worker.shared.config.durability {
+            Durability::Write | Durability::Fsync => self.written().await,
+            Durability::FsyncBeforeForward => self.synced().await,
+        }
+    }
+
+    /// Waits for what the configured durability asks before the peer sees the response.
+    ///
+    /// # Errors
+    /// The event was not recorded and the operator chose to deny: the response must not be released.
+    pub async fn before_response(&self) -> Result<(), Unavailable> {
+        match self.worker.shared.config.durability {
+            Durability::Write | Durability::FsyncBeforeForward => Ok(()),
+            Durability::Fsync => self.synced().await,
+        }
+    }
+
+    async fn reached(&self, level: Level) -> Result<(), Unavailable> {
+        if self.position == 0 {
+            return Ok(());
+        }
+        let mut entry = super::wait::Entry::new(&self.worker.waiters, level, self.position);
+        poll_fn(|cx| match self.worker.outcome(level, self.position) {
+            Some(outcome) => {
+                entry.over();
+                Poll::Ready(outcome)
+            }
+            None => {
+                entry.park(cx);
+                Poll::Pending
+            }
+        })
+        .await
+    }
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    writer: Sender<Message>,
+    link: Arc<WorkerLink>,
+    batch: RefCell<Batch>,
+    clock: RefCell<InstantText>,
+    /// Events, and encoded bytes, ever recorded by this worker.
+    recorded: Cell<u64>,
+    recorded_bytes: Cell<u64>,
+    /// Places that were taken from the spool and are not reserved.
+    lease: Cell<i64>,
+    chunk: i64,
+    pump: RefCell<Option<Waker>>,
+    waiters: RefCell<Waiters>,
+}
+
+impl Worker {
+    fn take_places(&self, n: i64) -> Result<(), Unavailable> {
+        match self.shared.health() {
+            Health::Good => {}
+            Health::Stalled | Health::Poisoned => return Err(Unavailable::WriterFailed),
+            Health::Closed => return Err(Unavailable::Closed),
+        }
+        let unwritten = self.recorded.get() - self.link.written.load(Ordering::Acquire);
+        let unwritten_bytes = self.recorded_bytes.get() - self.link.written_bytes.load(Ordering::Acquire);
+        if unwritten > MAX_UNWRITTEN_EVENTS || unwritten_bytes > MAX_UNWRITTEN_BYTES {
+            return Err(Unavailable::WriterBehind);
+        }
+        if self.lease.get() < n {
+            let missing = n - self.lease.get();
+            let took =
+                [missing.max(self.chunk), missing].into_iter().find(|places| self.take_from_spool(*places));
+            self.lease.set(self.lease.get() + took.ok_or(Unavailable::SpoolFull)?);
+        }
+        self.lease.set(self.lease.get() - n);
+        Ok(())
+    }
+
+    fn take_from_spool(&self, places: i64) -> bool {
+        let bytes = places * PLACE_BYTES;
+        let fits = self.shared.free.fetch_sub(bytes, Ordering::AcqRel) >= bytes;
+        if !fits {
+            self.shared.free.fetch_add(bytes, Ordering::AcqRel);
+        }
+        fits
+    }
+
+    fn return_places(&self, n: i64) {
+        let lease = self.lease.get() + n;
+        let keep = lease.min(2 * self.chunk);
+        self.lease.set(keep);
+        if lease > keep {
+            self.shared.free.fetch_add((lease - keep) * PLACE_BYTES, Ordering::AcqRel);
+        }
+    }
+
+    fn push(&self, encode: impl FnOnce(&mut Batch, &mut InstantText)) -> u64 {
+        let mut batch = self.batch.borrow_mut();
+        let was_empty = batch.is_empty();
+        let before = batch.bytes();
+        encode(&mut batch, &mut self.clock.borrow_mut());
+        self.recorded.set(self.recorded.get() + 1);
+        self.recorded_bytes.set(self.recorded_bytes.get() + batch.bytes() - before);
+        let full = batch.bytes() >= FULL_BATCH_BYTES;
+        drop(batch);
+        if full {
+            self.flush();
+        } else if was_empty && let Some(pump) = &*self.pump.borrow() {
+            pump.wake_by_ref();
+        }
+        self.recorded.get()
+    }
+
+    fn flush(&self) {
+        if self.batch.borrow().is_empty() {
+            return;
+        }
+        let fresh = self.link.spare.try_lock().ok().and_then(|mut spare| spare.pop()).unwrap_or_default();
+        let batch = self.batch.replace(fresh);
+        // Fails only after the trail was closed, which every later reservation and wait is told.
+        let _ = self.writer.send(Message::Batch { worker: self.link.clone(), batch });
+    }
+
+    /// How the wait for `position` ended, or `None` while it has not.
+    fn outcome(&self, level: Level, position: u64) -> Option<Result<(), Unavailable>> {
+        let mark = match level {
+            Level::Written => &self.link.written,
+            Level::Synced => &self.link.synced,
+        };
+        if mark.load(Ordering::Acquire) >= position {
+            return Some(Ok(()));
+        }
+        let unavailable = match self.shared.health() {
+            Health::Good => return None,
+            Health::Stalled | Health::Poisoned => Unavailable::WriterFailed,
+            Health::Closed => Unavailable::Closed,
+        };
+        Some(match self.shared.config.on_failure {
+            OnFailure::Deny => Err(unavailable),
+            OnFailure::AllowWithGap => Ok(()),
+        })
+    }
+
+    fn wake_waiters(&self) {
+        self.waiters.borrow_mut().wake(|level, position| self.outcome(level, position).is_some());
+    }
+
+    fn poll_pump(&self, cx: &Context<'_>) {
+        let mut pump = self.pump.borrow_mut();
+        if !pump.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *pump = Some(cx.waker().clone());
+        }
+        drop(pump);
+        self.flush();
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.flush();
+        self.shared.free.fetch_add(self.lease.get() * PLACE_BYTES, Ordering::AcqRel);
+        self.shared.tail().workers.retain(|worker| !Arc::ptr_eq(worker, &self.link));
+        if let Some(pump) = self.pump.take() {
+            pump.wake(); // it finds the worker gone, and ends
+        }
+    }
+}
+
+/// Sends what was recorded in this turn of the event loop, and wakes who waits when the writer has moved the marks.
+async fn pump(worker: Weak<Worker>, link: Arc<WorkerLink>) {
+    let mut notified = pin!(link.wake.notified());
+    poll_fn(|cx| {
+        let Some(worker) = worker.upgrade() else {
+            return Poll::Ready(());
+        };
+        worker.poll_pump(cx);
+        while notified.as_mut().poll(cx).is_ready() {
+            notified.set(link.wake.notified());
+            worker.wake_waiters();
+        }
+        Poll::Pending
+    })
+    .await;
+}

@@ -1,0 +1,330 @@
+//! The writer: the one thread that owns the chain and the newest segment.
+//!
+//! It takes what all workers sent, chains it, appends it by one `write` and only then moves the marks that the workers wait
+//! for. It never syncs while workers wait: that is the syncer's (see `sync`). While the disk refuses writes it keeps what
+//! was recorded (the reservations bound how much) and tries again; no event is skipped, because the next one's hash would
+//! not fit.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, TryLockError};
+use std::time::{Duration, Instant};
+
+use super::chain::Chain;
+use super::clock::{InstantText, unix_ns};
+use super::encode::{Batch, TrailEvent};
+use super::event::ControlEvent;
+use super::segment::{self, SegmentFile};
+use super::spool::{Health, PLACE_BYTES, Segment, Shared, WorkerLink, footprint};
+
+/// The most that is gathered before a write; a burst beyond it takes another.
+const MAX_WRITE: usize = 1024 * 1024;
+/// How long to wait before a refused write is tried again.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// How many buffers a worker gets back at most.
+const SPARE_BATCHES: usize = 4;
+
+/// What the writer is told.
+pub(crate) enum Message {
+    /// Events of one worker.
+    Batch { worker: Arc<WorkerLink>, batch: Batch },
+    /// An event of the control thread.
+    Control(Box<ControlEvent>),
+    /// An event about the trail itself.
+    Trail(Box<TrailEvent>),
+    /// A sink has acknowledged a whole segment, so space may be won back.
+    Delivered,
+    /// Write what is queued, then end: with `audit.close`, or without when the process gives up.
+    End { close: bool },
+}
+
+/// The writer's own state.
+pub(crate) struct Writer {
+    shared: Arc<Shared>,
+    inbox: Receiver<Message>,
+    chain: Chain,
+    segment: SegmentFile,
+    /// The member `instance`, encoded.
+    instance: Vec<u8>,
+    clock: InstantText,
+    /// Records that were chained and not written yet.
+    out: Vec<u8>,
+    out_events: u64,
+    owed: Vec<Owed>,
+    retry_at: Option<Instant>,
+    ending: Option<Ending>,
+}
+
+struct Ending {
+    close: bool,
+}
+
+/// Marks to move when `out` is written.
+struct Owed {
+    worker: Arc<WorkerLink>,
+    events: u64,
+    bytes: u64,
+}
+
+impl Writer {
+    /// A writer that goes on with `chain` in `segment`, the last one of `shared`.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        inbox: Receiver<Message>,
+        chain: Chain,
+        segment: SegmentFile,
+        instance: Vec<u8>,
+    ) -> Self {
+        let clock = InstantText::new();
+        let (out, owed) = (Vec::with_capacity(MAX_WRITE / 4), Vec::new());
+        Self {
+            shared,
+            inbox,
+            chain,
+            segment,
+            instance,
+            clock,
+            out,
+            out_events: 0,
+            owed,
+            retry_at: None,
+            ending: None,
+        }
+    }
+
+    /// Works until it is told to end, or nobody is left to tell it anything.
+    ///
+    /// # Errors
+    /// What kept the last events from being written.
+    pub(crate) fn run(mut self) -> Result<(), String> {
+        let ending = loop {
+            if let Some(ending) = self.ending.take() {
+                break ending;
+            }
+            if let Some(message) = self.next_message() {
+                self.take(message);
+            }
+            while self.out.len() < MAX_WRITE && self.ending.is_none() {
+                let Ok(message) = self.inbox.try_recv() else { break };
+                self.take(message);
+            }
+            self.flush();
+            self.close_gap(self.shared.reclaim_below() / 4);
+        };
+        self.end(&ending)
+    }
+
+    fn next_message(&mut self) -> Option<Message> {
+        if self.retry_at.is_none() {
+            return self.inbox.recv().ok().or(Some(Message::End { close: false }));
+        }
+        match self.inbox.recv_timeout(RETRY_AFTER) {
+            Ok(message) => Some(message),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => Some(Message::End { close: false }),
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Batch { worker, batch } => self.take_batch(worker, batch),
+            Message::Control(event) => {
+                let mut batch = Batch::default();
+                batch.control(&event, &mut self.clock);
+                self.chain_up(&batch);
+            }
+            Message::Trail(event) => self.take_trail(&event),
+            Message::Delivered => self.reclaim(),
+            Message::End { close } => self.ending = Some(Ending { close }),
+        }
+    }
+
+    fn take_batch(&mut self, worker: Arc<WorkerLink>, mut batch: Batch) {
+        let (events, bytes) = (batch.events(), batch.bytes());
+        self.chain_up(&batch);
+        let places = events as i64 * PLACE_BYTES; // the worker paid for these
+        self.shared.free.fetch_add(places, Ordering::AcqRel);
+        match self.owed.iter_mut().find(|owed| Arc::ptr_eq(&owed.worker, &worker)) {
+            Some(owed) => {
+                owed.events += events;
+                owed.bytes += bytes;
+            }
+            None => self.owed.push(Owed { worker: worker.clone(), events, bytes }),
+        }
+        batch.clear();
+        match worker.spare.try_lock() {
+            Ok(mut spare) if spare.len() < SPARE_BATCHES => spare.push(batch),
+            Ok(_) | Err(TryLockError::WouldBlock | TryLockError::Poisoned(_)) => {}
+        }
+    }
+
+    fn take_trail(&mut self, event: &TrailEvent) {
+        let mut batch = Batch::default();
+        batch.trail(event, &mut self.clock, unix_ns());
+        self.chain_up(&batch);
+    }
+
+    /// Chains the events of a batch into `out` and takes their bytes from the budget.
+    fn chain_up(&mut self, batch: &Batch) {
+        let before = self.out.len();
+        for (head, tail) in batch.pieces() {
+            self.chain.append(&mut self.out, head, &self.instance, tail);
+            self.out_events += 1;
+        }
+        self.shared.free.fetch_sub((self.out.len() - before) as i64, Ordering::AcqRel);
+    }
+
+    /// Writes `out`, unless it is too early to try again.
+    fn flush(&mut self) {
+        if self.out.is_empty() || self.retry_at.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        if self.shared.health() == Health::Poisoned {
+            return self.lose();
+        }
+        let outcome = match self.roll_if_full() {
+            // Nothing was written yet, so whatever it is (too many open files, say), it can be tried again.
+            Err(error) => Err((error, true)),
+            Ok(()) => self.segment.append(&self.shared.disk, &self.out).map_err(|error| {
+                let retry = can_be_retried(&error);
+                (error, retry)
+            }),
+        };
+        match outcome {
+            Ok(()) => self.written(),
+            Err((error, true)) => {
+                if self.retry_at.is_none() {
+                    tracing::error!(path = %self.segment.path().display(), %error, "the audit spool cannot be written; it is tried again");
+                    self.shared.set_health(Health::Stalled, Some(self.describe(&error)));
+                }
+                self.retry_at = Some(Instant::now() + RETRY_AFTER);
+            }
+            Err((error, false)) => {
+                tracing::error!(path = %self.segment.path().display(), %error, "the audit spool failed; check the disk and restart");
+                self.shared.set_health(Health::Poisoned, Some(self.describe(&error)));
+                self.lose();
+            }
+        }
+    }
+
+    fn describe(&self, error: &io::Error) -> String {
+        format!("{}: {error}", self.segment.path().display())
+    }
+
+    /// Begins the next segment, with the first record of `out`, when it does not fit in this one.
+    fn roll_if_full(&mut self) -> io::Result<()> {
+        let segment_bytes = self.shared.config.segment_bytes.min(self.shared.config.max_bytes / 8);
+        if self.segment.len() == 0 || self.segment.len() + self.out.len() as u64 <= segment_bytes {
+            return Ok(());
+        }
+        let dir = &self.shared.config.dir;
+        let name = segment::name(self.chain.epoch(), self.chain.next_seq() - self.out_events);
+        let path: PathBuf = dir.join(&name);
+        let opened_dir = segment::open_dir(dir)?;
+        self.segment = SegmentFile::create(path)?;
+        let mut tail = self.shared.tail();
+        let ordinal = tail.segments.back().map_or(0, |last| last.ordinal + 1);
+        tail.segments.push_back(Segment { ordinal, name, bytes: 0 });
+        tail.unsynced.push(Arc::new(opened_dir)); // the entry of the new file must reach the disk as its bytes must
+        drop(tail);
+        self.reclaim();
+        Ok(())
+    }
+
+    fn written(&mut self) {
+        let mut tail = self.shared.tail();
+        if let Some(segment) = tail.segments.back_mut() {
+            segment.bytes = self.segment.len();
+        }
+        if !tail.unsynced.last().is_some_and(|file| Arc::ptr_eq(file, self.segment.file())) {
+            tail.unsynced.push(self.segment.file().clone());
+        }
+        if !std::mem::replace(&mut tail.sync_asked, true) {
+            self.shared.sync_wanted.notify_one();
+        }
+        // Marks move while the list is locked: the syncer reads both under the same lock, so a mark it has read never
+        // covers an event in a file it has not seen.
+        for owed in &self.owed {
+            owed.worker.written.fetch_add(owed.events, Ordering::Release);
+            owed.worker.written_bytes.fetch_add(owed.bytes, Ordering::Release);
+        }
+        drop(tail);
+        for owed in self.owed.drain(..) {
+            owed.worker.wake.notify_one();
+        }
+        self.shared.written_events.fetch_add(self.out_events, Ordering::Release);
+        self.shared.written_bytes.fetch_add(self.out.len() as u64, Ordering::Release);
+        for sink in &self.shared.sinks {
+            sink.new_data.notify_one();
+        }
+        self.out.clear();
+        self.out.shrink_to(2 * MAX_WRITE);
+        self.out_events = 0;
+        if self.retry_at.take().is_some() {
+            tracing::info!("the audit spool is written again");
+            self.shared.set_health(Health::Good, None);
+        }
+        if self.shared.free.load(Ordering::Acquire) < self.shared.reclaim_below() {
+            self.reclaim();
+        }
+    }
+
+    /// The disk failed for good: what was recorded since cannot be kept, and is counted.
+    fn lose(&mut self) {
+        self.shared.lost_events.fetch_add(self.out_events, Ordering::Release);
+        self.out.clear();
+        self.out_events = 0;
+        self.owed.clear();
+        self.retry_at = None;
+    }
+
+    /// Removes delivered segments, oldest first, while space is short.
+    fn reclaim(&mut self) {
+        let Some(delivered_before) = self.shared.delivered_before() else { return };
+        while self.shared.free.load(Ordering::Acquire) < self.shared.reclaim_below() {
+            let mut tail = self.shared.tail();
+            let removable = tail.segments.len() > 1
+                && tail.segments.front().is_some_and(|segment| segment.ordinal < delivered_before);
+            let Some(segment) = tail.segments.pop_front().filter(|_| removable) else { return };
+            drop(tail);
+            if let Err(error) = std::fs::remove_file(self.shared.config.dir.join(&segment.name)) {
+                tracing::error!(segment = segment.name, %error, "a delivered audit segment cannot be removed");
+                self.shared.tail().segments.push_front(segment);
+                return;
+            }
+            self.shared.free.fetch_add(footprint(segment.bytes) as i64, Ordering::AcqRel);
+        }
+    }
+
+    /// Tells what passed unrecorded, once there is room enough that the next event does not open another gap.
+    fn close_gap(&mut self, room: i64) {
+        let healthy = self.shared.health() == Health::Good && self.retry_at.is_none();
+        if healthy && self.shared.gap.is_open() && self.shared.free.load(Ordering::Acquire) >= room {
+            let (allowed, denied, from_unix_ns, to_unix_ns) = self.shared.gap.take(unix_ns());
+            tracing::warn!(allowed, denied, "the audit trail had a gap");
+            self.take_trail(&TrailEvent::Gap { from_unix_ns, to_unix_ns, allowed, denied });
+            self.flush();
+        }
+    }
+
+    fn end(&mut self, ending: &Ending) -> Result<(), String> {
+        self.retry_at = None; // the last attempt does not wait
+        self.close_gap(i64::MIN);
+        if ending.close {
+            self.take_trail(&TrailEvent::Close { reason: "stopped" });
+        }
+        self.flush();
+        let written = self.out.is_empty() && self.shared.health() != Health::Poisoned;
+        self.shared.tail().stop = true;
+        self.shared.sync_wanted.notify_one();
+        if written { Ok(()) } else { Err(self.shared.last_error().unwrap_or_default()) }
+    }
+}
+
+/// Whether the disk refused the bytes as such, so that the same write may succeed later.
+fn can_be_retried(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, QuotaExceeded, ReadOnlyFilesystem, StorageFull, WriteZero};
+    matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem | Interrupted | WriteZero)
+}
