@@ -1,2 +1,5 @@
 //! The `phiward` binary.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    phiward::cli::main()
+}

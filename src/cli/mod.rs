@@ -1,3 +1,66 @@
-//! The command line: one file a command family. It prints and holds no logic.
+//! The commands: one file a family. They parse arguments, call the module that does the work, and print. No logic here.
+//!
+//! Exit codes everywhere: 0 done, allowed or valid; 1 the answer is no; 2 usage, or an input that cannot be read.
 
+pub mod audit;
+pub mod collect;
+pub mod dev;
 pub mod identity;
+pub mod policy;
+pub mod run;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A per-pod access proxy for services that exchange protected health information: mTLS, SPIFFE identity, RBAC, and an
+/// audit trail that shows when it was changed.
+#[derive(Debug, Parser)]
+#[command(name = "phiward", version, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the sidecar.
+    Run(run::RunArgs),
+    /// Run a whole mesh on this machine, with nothing installed.
+    Dev(dev::DevArgs),
+    /// Load a configuration and all it names exactly as `run` would, and start nothing.
+    Check(run::CheckArgs),
+    /// Tools for the policy file.
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Tools for the audit trail, on a spool or a collector's store.
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+    /// Run the embedded collector: receive, verify and store audit events.
+    Collect(collect::CollectArgs),
+    /// A development CA, SVIDs from it, and a look at any SVID.
+    #[command(subcommand)]
+    Identity(identity::IdentityCommand),
+}
+
+/// Runs the command that the process was called with.
+pub fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run(args) => run::run(args),
+        Command::Dev(args) => dev::dev(args),
+        Command::Check(args) => run::check(args),
+        Command::Policy(command) => policy::run(command),
+        Command::Audit(command) => audit::run(command),
+        Command::Collect(args) => collect::collect(args),
+        Command::Identity(command) => identity::run(command),
+    }
+}
+
+/// Prints an error as every command does, and gives its exit code.
+#[allow(clippy::print_stderr)]
+fn fail(error: &dyn std::fmt::Display, code: u8) -> ExitCode {
+    let text = error.to_string();
+    // A list of findings already says of each where it is and that it is an error.
+    if text.contains(": error: ") { eprintln!("{text}") } else { eprintln!("error: {text}") }
+    ExitCode::from(code)
+}
