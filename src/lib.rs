@@ -1,4 +1,5 @@
 //! phiward: a per-pod access proxy for services that hand each other protected health information.
 
 pub mod identity;
+pub mod policy;
 pub mod yaml;
