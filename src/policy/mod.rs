@@ -1,0 +1,37 @@
+//! Who may do what: the policy file, and the decision on each request.
+//!
+//! Owns the document and its errors, the rules about what a request target may look like, the compiled form, the
+//! decision and the explanation of it. It is pure: no file is opened, no clock is read, nothing waits, and it knows no HTTP
+//! library; who calls it passes in the bytes of the file, the time, and the parts of a request as text.
+//!
+//! [`admit`] refuses what is malformed or can be read in two ways and returns the rest in one form. [`Policy::grants`]
+//! says once for each connection which rules concern its peer. [`Policy::decide`] answers for each request.
+
+mod compile;
+mod decide;
+mod document;
+mod finding;
+mod grants;
+mod host;
+mod method;
+mod path;
+mod pattern;
+mod query;
+mod reason;
+mod request;
+mod target;
+mod trie;
+
+pub use compile::{Policy, Template};
+pub use decide::Decision;
+pub use finding::{Finding, Severity};
+pub use grants::Grants;
+pub use method::Method;
+pub use path::PathRules;
+pub use reason::{Outcome, Reason};
+pub use request::Request;
+pub use target::{Admitted, RawRequest, admit, is_method_override_header};
+
+/// A point in time: seconds since 1970-01-01T00:00:00Z.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnixSeconds(pub i64);

@@ -1,0 +1,287 @@
+//! Path patterns: literal segments, `*` and `{name}` for one segment, a last `**` for zero or more.
+//!
+//! Owns their grammar, the slow and obvious way to match one (the compiled form must agree with it), and exact inclusion.
+//! A literal must be written the way requests are matched, so that what a reviewer reads is what is compared.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use super::Reason;
+use super::path::{self, PathRules, without_params};
+
+/// The longest pattern, in bytes.
+const MAX_PATTERN_BYTES: usize = 1024;
+/// The longest literal segment of a pattern, in bytes.
+pub(crate) const MAX_LITERAL_BYTES: usize = 255;
+/// The most segments of a pattern: bounds the depth of the compiled form.
+const MAX_SEGMENTS: usize = 64;
+const MAX_NAME_BYTES: usize = 32;
+
+/// A path pattern.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct PathPattern {
+    text: String,
+    pub(crate) segments: Vec<Segment>,
+    /// True when it ends in `**`, which is not among `segments`.
+    pub(crate) rest: bool,
+}
+
+/// One segment of a pattern.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum Segment {
+    /// These bytes. The empty literal is what follows a trailing slash, and only last.
+    Literal(String),
+    /// One segment that is not empty, under a name: `{name}`, or `*1` for the first `*`.
+    One(String),
+}
+
+/// Why a text is not a path pattern.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PatternError {
+    #[error("a path must begin with '/'")]
+    NoSlash,
+    #[error(
+        "a path may have at most {MAX_PATTERN_BYTES} bytes, {MAX_SEGMENTS} segments and {MAX_LITERAL_BYTES} bytes in one"
+    )]
+    TooLong,
+    #[error("the query takes no part in matching: remove '?' and what follows")]
+    Query,
+    #[error("'**' must be the last segment, as in /admin/**")]
+    RestNotLast,
+    #[error(
+        "'{{' and '}}' must enclose a whole segment, as in /Patient/{{id}}; write %7B and %7D for the characters"
+    )]
+    PartialName,
+    #[error("'*' must be a whole segment, as in /Patient/*; write %2A for the character")]
+    PartialWildcard,
+    #[error("{{{0}}} is not a name: it takes a letter, then up to 31 letters, digits or '_'")]
+    BadName(String),
+    #[error("{{{0}}} is there twice")]
+    RepeatedName(String),
+    #[error("no request can have this path: {0}")]
+    Never(&'static str),
+    #[error("requests are compared as `{0}`: write the path that way")]
+    NotCanonical(String),
+}
+
+impl PathPattern {
+    pub(crate) fn parse(text: &str, rules: &PathRules) -> Result<Self, PatternError> {
+        let path = text.strip_prefix('/').ok_or(PatternError::NoSlash)?;
+        if text.len() > MAX_PATTERN_BYTES {
+            return Err(PatternError::TooLong);
+        }
+        let mut segments = Vec::new();
+        let mut rest = false;
+        let mut wildcards = 0;
+        for segment in path.split('/') {
+            if rest {
+                return Err(PatternError::RestNotLast);
+            }
+            match segment {
+                "**" => rest = true,
+                "*" => {
+                    wildcards += 1;
+                    segments.push(Segment::One(format!("*{wildcards}")));
+                }
+                _ => segments.push(segment_of(segment, &segments)?),
+            }
+        }
+        if segments.len() > MAX_SEGMENTS {
+            return Err(PatternError::TooLong);
+        }
+        check_literals(text, &segments, rules)?;
+        Ok(Self { text: text.to_owned(), segments, rest })
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// True when exactly one path matches.
+    pub(crate) fn is_literal(&self) -> bool {
+        !self.rest && self.segments.iter().all(|segment| matches!(segment, Segment::Literal(_)))
+    }
+
+    /// True for `/**`: every path.
+    pub(crate) fn is_everything(&self) -> bool {
+        self.rest && self.segments.is_empty()
+    }
+
+    /// True when the canonical `path` is one of those meant: the allow side's reading, byte for byte.
+    pub(crate) fn matches(&self, path: &str) -> bool {
+        match_segments(&self.segments, self.rest, path[1..].split('/'), |want, found| want == found)
+    }
+
+    /// True when `path` could be one of those meant to some server: the deny side's reading. See [`fold`].
+    pub(crate) fn matches_wide(&self, path: &str) -> bool {
+        let same = |want: &str, found: &str| fold(want) == fold(found);
+        readings(path)
+            .iter()
+            .any(|path| match_segments(without_slash(&self.segments), self.rest, wide(path), same))
+    }
+
+    /// True when every path that `other` matches exactly is matched exactly by `self`.
+    pub(crate) fn includes(&self, other: &Self) -> bool {
+        covers(&self.segments, self.rest, &other.segments, other.rest, |ours, theirs| ours == theirs)
+    }
+
+    /// True when every path that `other` matches exactly is matched by `self` the wide way.
+    pub(crate) fn includes_wide(&self, other: &Self) -> bool {
+        let ours = without_slash(&self.segments);
+        let theirs = without_slash(&other.segments);
+        covers(ours, self.rest, theirs, other.rest, |ours, theirs| fold(ours) == fold(theirs))
+    }
+
+    /// The name and the value of each variable segment of `path`, which the pattern matches.
+    pub(crate) fn params<'a>(&'a self, path: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let found = path.strip_prefix('/').unwrap_or(path).split('/');
+        self.segments.iter().zip(found).filter_map(|(segment, found)| match segment {
+            Segment::One(name) => Some((name.as_str(), found)),
+            Segment::Literal(_) => None,
+        })
+    }
+}
+
+impl fmt::Debug for PathPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+fn segment_of(segment: &str, before: &[Segment]) -> Result<Segment, PatternError> {
+    let named = segment.strip_prefix('{').and_then(|inner| inner.strip_suffix('}'));
+    let Some(name) = named else {
+        if segment.contains(['{', '}']) {
+            return Err(PatternError::PartialName);
+        }
+        if segment.contains('*') {
+            return Err(PatternError::PartialWildcard);
+        }
+        return Ok(Segment::Literal(segment.to_owned()));
+    };
+    let mut bytes = name.bytes();
+    let legal = bytes.next().is_some_and(|b| b.is_ascii_alphabetic())
+        && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        && name.len() <= MAX_NAME_BYTES;
+    if !legal {
+        return Err(PatternError::BadName(name.to_owned()));
+    }
+    let segment = Segment::One(name.to_owned());
+    if before.contains(&segment) { Err(PatternError::RepeatedName(name.to_owned())) } else { Ok(segment) }
+}
+
+/// Checks the literals by asking what would become of a request that has them.
+fn check_literals(text: &str, segments: &[Segment], rules: &PathRules) -> Result<(), PatternError> {
+    if text.contains('?') {
+        return Err(PatternError::Query);
+    }
+    let sample: String = segments
+        .iter()
+        .map(|segment| match segment {
+            Segment::Literal(text) => format!("/{text}"),
+            Segment::One(_) => "/x".to_owned(),
+        })
+        .collect();
+    let sample = if sample.is_empty() { "/".to_owned() } else { sample };
+    let rules = PathRules { max_bytes: usize::MAX, ..*rules };
+    match path::canonical(&sample, &rules) {
+        Err(reason) => return Err(PatternError::Never(reason.describe())),
+        Ok(Cow::Owned(canonical)) => return Err(PatternError::NotCanonical(canonical)),
+        Ok(Cow::Borrowed(_)) => {}
+    }
+    if text.ends_with("//**") {
+        return Err(PatternError::Never(Reason::EmptySegment.describe()));
+    }
+    let long =
+        |segment: &Segment| matches!(segment, Segment::Literal(text) if text.len() > MAX_LITERAL_BYTES);
+    if segments.iter().any(long) { Err(PatternError::TooLong) } else { Ok(()) }
+}
+
+fn match_segments<'a>(
+    pattern: &[Segment],
+    rest: bool,
+    mut found: impl Iterator<Item = &'a str>,
+    same: impl Fn(&str, &str) -> bool,
+) -> bool {
+    for want in pattern {
+        match (want, found.next()) {
+            (Segment::Literal(want), Some(found)) if same(want, found) => {}
+            (Segment::One(_), Some(found)) if !found.is_empty() => {}
+            _ => return false,
+        }
+    }
+    rest || found.next().is_none()
+}
+
+fn covers(
+    ours: &[Segment],
+    our_rest: bool,
+    theirs: &[Segment],
+    their_rest: bool,
+    same: impl Fn(&str, &str) -> bool,
+) -> bool {
+    let lengths =
+        if our_rest { ours.len() <= theirs.len() } else { ours.len() == theirs.len() && !their_rest };
+    lengths
+        && ours.iter().zip(theirs).all(|pair| match pair {
+            (Segment::One(_), Segment::One(_)) => true,
+            (Segment::One(_), Segment::Literal(text)) => !text.is_empty(),
+            (Segment::Literal(ours), Segment::Literal(theirs)) => same(ours, theirs),
+            (Segment::Literal(_), Segment::One(_)) => false,
+        })
+}
+
+/// A pattern's segments without the empty one of a trailing slash.
+pub(super) fn without_slash(segments: &[Segment]) -> &[Segment] {
+    match segments.split_last() {
+        Some((Segment::Literal(last), before)) if last.is_empty() => before,
+        _ => segments,
+    }
+}
+
+/// The segments of a canonical path without the empty one of a trailing slash.
+fn wide(path: &str) -> impl Iterator<Item = &str> {
+    let inner = path[1..].strip_suffix('/').unwrap_or(&path[1..]);
+    inner.split('/').take(if inner.is_empty() { 0 } else { usize::MAX })
+}
+
+/// What a canonical path may mean to some server: itself, and, as far as the policy let them pass, with `%2F` decoded
+/// and with matrix parameters cut off.
+fn readings(path: &str) -> [String; 4] {
+    let cut = |path: &str| path.split('/').map(without_params).collect::<Vec<_>>().join("/");
+    let split = path.replace("%2F", "/");
+    [path.to_owned(), cut(path), cut(&split), split]
+}
+
+/// A segment as the deny side compares it: every escape decoded, ASCII letters in lower case, trailing dots and spaces
+/// dropped (Windows drops them from file names). So `/fhir/$reindex` denies `/fhir/%24ReIndex.` too.
+pub(super) fn fold(segment: &str) -> Vec<u8> {
+    let mut folded = vec![0; segment.len()];
+    let length = fold_into(segment, &mut folded).unwrap_or_default(); // it fits: folding never makes longer
+    folded.truncate(length);
+    folded
+}
+
+/// As [`fold`], into `buffer`; none when it does not fit. Returns the length.
+pub(super) fn fold_into(segment: &str, buffer: &mut [u8]) -> Option<usize> {
+    let mut length = 0;
+    let mut kept = 0; // the length without trailing dots and spaces
+    let mut rest = segment.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        let escape = if byte == b'%' { path::hex_pair(tail) } else { None };
+        let value = escape.unwrap_or(byte).to_ascii_lowercase();
+        rest = if escape.is_some() { &tail[2..] } else { tail };
+        // Trailing dots are not kept, so they need no room: a long row of them must not make a segment unmatchable.
+        if let Some(place) = buffer.get_mut(length) {
+            *place = value;
+        }
+        length += 1;
+        if !matches!(value, b'.' | b' ') {
+            if length > buffer.len() {
+                return None;
+            }
+            kept = length;
+        }
+    }
+    Some(kept)
+}

@@ -1,0 +1,234 @@
+//! Many path patterns as one tree over segments, so that a look-up costs what its path is long and not what there are rules.
+//!
+//! All literal edges live in one open-addressed table keyed by (node, segment): one probe a segment, no pointer chase
+//! through a map a node. The keys come from the policy, so a client cannot choose them to collide.
+
+use std::collections::HashMap;
+
+use super::method::MethodSet;
+use super::path::without_params;
+use super::pattern::{MAX_LITERAL_BYTES, PathPattern, Segment, fold, fold_into, without_slash};
+
+const NONE: u32 = u32::MAX;
+
+/// A pattern's end in the tree: what it belongs to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct End {
+    /// Who may use it: a role, or a set of identities. Ends of one node are sorted by it.
+    pub(super) group: u32,
+    /// The permission or deny rule.
+    pub(super) rule: u32,
+    /// The pattern, as an index into the policy's templates.
+    pub(super) pattern: u32,
+    /// The rule's methods, here to save a look at the rule.
+    pub(super) methods: MethodSet,
+}
+
+/// The compiled tree.
+pub(super) struct Trie {
+    /// True on the deny side: literals are folded, trailing slashes are dropped.
+    wide: bool,
+    nodes: Vec<Node>,
+    /// Its length is a power of two, more than the number of edges.
+    edges: Vec<Edge>,
+    literals: Vec<u8>,
+    ends: Vec<End>,
+}
+
+#[derive(Clone, Copy)]
+struct Node {
+    /// The child for any one segment, or [`NONE`].
+    one: u32,
+    /// Patterns that end exactly here, as a range of `ends`.
+    here: (u32, u32),
+    /// Patterns that go on here with `**`, as a range of `ends`.
+    rest: (u32, u32),
+}
+
+#[derive(Clone, Copy)]
+struct Edge {
+    node: u32,
+    child: u32,
+    hash: u32,
+    start: u32,
+    length: u32,
+}
+
+/// The tree while patterns are added.
+pub(super) struct Builder {
+    wide: bool,
+    nodes: Vec<Growing>,
+    edges: HashMap<(u32, Vec<u8>), u32>,
+}
+
+#[derive(Default)]
+struct Growing {
+    one: Option<u32>,
+    here: Vec<End>,
+    rest: Vec<End>,
+}
+
+/// How a path is cut into segments when `%2F` or `;` were let pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Reading {
+    /// `%2F` separates.
+    pub(super) split: bool,
+    /// Segments end at `;`.
+    pub(super) cut: bool,
+}
+
+impl Builder {
+    pub(super) fn new(wide: bool) -> Self {
+        Self { wide, nodes: vec![Growing::default()], edges: HashMap::new() }
+    }
+
+    pub(super) fn insert(&mut self, pattern: &PathPattern, end: End) {
+        let segments = if self.wide { without_slash(&pattern.segments) } else { &pattern.segments };
+        let mut node = 0;
+        for segment in segments {
+            node = match segment {
+                Segment::One(_) => self.one(node),
+                Segment::Literal(text) => {
+                    let key = if self.wide { fold(text) } else { text.as_bytes().to_vec() };
+                    let fresh = self.nodes.len() as u32; // fits: bounded by the bytes of the file
+                    let child = *self.edges.entry((node, key)).or_insert(fresh);
+                    self.grow_to(child);
+                    child
+                }
+            };
+        }
+        let node = &mut self.nodes[node as usize];
+        if pattern.rest { &mut node.rest } else { &mut node.here }.push(end);
+    }
+
+    fn one(&mut self, node: u32) -> u32 {
+        let fresh = self.nodes.len() as u32; // fits: bounded by the bytes of the file
+        let child = *self.nodes[node as usize].one.get_or_insert(fresh);
+        self.grow_to(child);
+        child
+    }
+
+    fn grow_to(&mut self, child: u32) {
+        if child as usize == self.nodes.len() {
+            self.nodes.push(Growing::default());
+        }
+    }
+
+    pub(super) fn build(self) -> Trie {
+        let mut ends = Vec::new();
+        let mut range = |mut list: Vec<End>| {
+            list.sort_by_key(|end| (end.group, end.rule, end.pattern));
+            let start = ends.len() as u32;
+            ends.append(&mut list);
+            (start, ends.len() as u32)
+        };
+        let nodes = self.nodes.into_iter().map(|node| Node {
+            one: node.one.unwrap_or(NONE),
+            here: range(node.here),
+            rest: range(node.rest),
+        });
+        let nodes = nodes.collect();
+        let empty = Edge { node: NONE, child: NONE, hash: 0, start: 0, length: 0 };
+        let mut edges = vec![empty; (self.edges.len() * 2).next_power_of_two().max(2)];
+        let mut literals = Vec::new();
+        for ((node, key), child) in self.edges {
+            let hash = hash(node, &key);
+            let edge = Edge { node, child, hash, start: literals.len() as u32, length: key.len() as u32 };
+            literals.extend_from_slice(&key);
+            let mask = edges.len() - 1;
+            let mut slot = hash as usize & mask;
+            while edges[slot].node != NONE {
+                slot = (slot + 1) & mask;
+            }
+            edges[slot] = edge;
+        }
+        Trie { wide: self.wide, nodes, edges, literals, ends }
+    }
+}
+
+impl Trie {
+    /// Calls `visit` with the ends of every pattern that matches the canonical `path`, node by node.
+    pub(super) fn walk(&self, path: &str, reading: Reading, visit: &mut impl FnMut(&[End])) {
+        let inner = path.strip_prefix('/').unwrap_or(path);
+        let inner = match inner.strip_suffix('/') {
+            _ if self.wide && inner.is_empty() => None,
+            Some(trimmed) if self.wide => Some(trimmed),
+            _ => Some(inner),
+        };
+        self.step(0, inner, reading, visit);
+    }
+
+    /// Recursion is bounded by the longest pattern's segments.
+    fn step(&self, node: u32, rest: Option<&str>, reading: Reading, visit: &mut impl FnMut(&[End])) {
+        let node_at = self.nodes[node as usize];
+        self.visit(node_at.rest, visit);
+        let Some(rest) = rest else {
+            return self.visit(node_at.here, visit);
+        };
+        let (segment, rest) = reading.next(rest);
+        let child = if self.wide {
+            let mut buffer = [0u8; MAX_LITERAL_BYTES];
+            fold_into(segment, &mut buffer).and_then(|length| self.literal(node, &buffer[..length]))
+        } else {
+            self.literal(node, segment.as_bytes())
+        };
+        if let Some(child) = child {
+            self.step(child, rest, reading, visit);
+        }
+        if node_at.one != NONE && !segment.is_empty() {
+            self.step(node_at.one, rest, reading, visit);
+        }
+    }
+
+    fn visit(&self, (start, end): (u32, u32), visit: &mut impl FnMut(&[End])) {
+        if start != end {
+            visit(&self.ends[start as usize..end as usize]);
+        }
+    }
+
+    fn literal(&self, node: u32, key: &[u8]) -> Option<u32> {
+        let hash = hash(node, key);
+        let mask = self.edges.len() - 1;
+        let mut slot = hash as usize & mask;
+        loop {
+            let edge = &self.edges[slot];
+            if edge.node == NONE {
+                return None;
+            }
+            let start = edge.start as usize;
+            if edge.hash == hash
+                && edge.node == node
+                && &self.literals[start..start + edge.length as usize] == key
+            {
+                return Some(edge.child);
+            }
+            slot = (slot + 1) & mask;
+        }
+    }
+}
+
+impl Reading {
+    /// The first segment of `rest` and what follows its separator.
+    fn next(self, rest: &str) -> (&str, Option<&str>) {
+        let slash = rest.bytes().position(|b| b == b'/');
+        let escaped = if self.split { rest.find("%2F") } else { None };
+        let (segment, after) = match (slash, escaped) {
+            (slash, Some(at)) if slash.is_none_or(|slash| at < slash) => (&rest[..at], Some(&rest[at + 3..])),
+            (Some(at), _) => (&rest[..at], Some(&rest[at + 1..])),
+            (None, _) => (rest, None),
+        };
+        (if self.cut { without_params(segment) } else { segment }, after)
+    }
+}
+
+fn hash(node: u32, key: &[u8]) -> u32 {
+    const K: u64 = 0x9E37_79B9_7F4A_7C15;
+    let mut state = (u64::from(node) ^ K).wrapping_mul(K) ^ key.len() as u64;
+    for chunk in key.chunks(8) {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        state = (state ^ u64::from_le_bytes(word)).wrapping_mul(K);
+        state ^= state >> 29;
+    }
+    (state.wrapping_mul(K) >> 32) as u32
+}
