@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 
-use crate::audit::Audit;
+use crate::audit::{AuditStatus, SinkStatus, StatusReader};
 use crate::logging::LogLevel;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
@@ -25,7 +25,7 @@ use crate::tls::TlsSettings;
 /// What `/live` and `/ready` are answered from.
 pub struct Health {
     draining: AtomicBool,
-    audit: Audit,
+    audit: StatusReader,
     tls: watch::Receiver<Arc<TlsSettings>>,
     policy: Option<watch::Receiver<Arc<Policy>>>,
     reloads: ReloadStatus,
@@ -34,7 +34,7 @@ pub struct Health {
 impl Health {
     /// Ready from the start: a sidecar is only built when identity, policy and audit are usable.
     pub fn new(
-        audit: Audit,
+        audit: StatusReader,
         tls: watch::Receiver<Arc<TlsSettings>>,
         policy: Option<watch::Receiver<Arc<Policy>>>,
         reloads: ReloadStatus,
@@ -71,6 +71,7 @@ impl Health {
     fn detail(&self) -> Value {
         let reasons = self.reasons();
         let audit = self.audit.status();
+        let sinks: Vec<Value> = audit.sinks.iter().map(sink_detail).collect();
         let settings = self.tls.borrow().clone();
         let svid = &settings.material().svid;
         let mut detail = json!({
@@ -83,9 +84,11 @@ impl Health {
             "audit": {
                 "healthy": audit.healthy,
                 "epoch": audit.epoch,
-                "events": audit.events,
+                "events": audit.written_events,
                 "spool_bytes": audit.spool_bytes,
-                "backlog_events": audit.backlog,
+                "free_bytes": audit.free_bytes,
+                "lost_events": audit.lost_events,
+                "sinks": sinks,
                 "last_error": audit.last_error,
             },
             "reload_errors": self.reloads.errors(),
@@ -135,9 +138,9 @@ async fn metrics(State(state): State<AdminState>) -> Response {
     let audit = state.health.audit.status();
     let m = &state.metrics;
     m.svid_expiry.set(state.health.tls.borrow().material().svid.not_after());
-    m.audit_events.set(clamp(audit.events));
+    m.audit_events.set(clamp(audit.written_events));
     m.audit_spool_bytes.set(clamp(audit.spool_bytes));
-    m.audit_backlog.set(clamp(audit.backlog));
+    m.audit_backlog_bytes.set(clamp(largest_backlog(&audit)));
     m.audit_healthy.set(i64::from(audit.healthy));
     match m.render() {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
@@ -169,6 +172,21 @@ async fn drain(State(state): State<AdminState>) -> StatusCode {
 
 fn policy_detail(policy: &Policy) -> Value {
     json!({"name": policy.name(), "revision": policy.revision(), "sha256": policy.sha256_hex()})
+}
+
+fn sink_detail(sink: &SinkStatus) -> Value {
+    json!({
+        "name": sink.name,
+        "required": sink.required,
+        "backlog_bytes": sink.backlog_bytes,
+        "delivered_events": sink.delivered_events,
+        "quarantined_events": sink.quarantined_events,
+        "last_error": sink.last_error,
+    })
+}
+
+fn largest_backlog(audit: &AuditStatus) -> u64 {
+    audit.sinks.iter().map(|sink| sink.backlog_bytes).max().unwrap_or(0)
 }
 
 fn clamp(value: u64) -> i64 {

@@ -25,10 +25,10 @@
 
 pub mod admin;
 pub mod audit;
-pub mod cli;
-pub mod collector;
+//C pub mod cli;
+//C pub mod collector;
 pub mod config;
-pub mod dev;
+//C pub mod dev;
 pub mod drain;
 pub mod identity;
 pub mod logging;

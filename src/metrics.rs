@@ -28,8 +28,8 @@ pub struct Metrics {
     pub audit_events: IntGauge,
     /// Bytes in the spool.
     pub audit_spool_bytes: IntGauge,
-    /// Events that the slowest required sink has not acknowledged.
-    pub audit_backlog: IntGauge,
+    /// Bytes that the slowest sink has not acknowledged.
+    pub audit_backlog_bytes: IntGauge,
     /// 1 while the trail takes events.
     pub audit_healthy: IntGauge,
 }
@@ -94,7 +94,7 @@ impl Metrics {
             svid_expiry: gauge("svid_expiry_timestamp_seconds", "When the SVID in use expires.")?,
             audit_events: gauge("audit_events", "Events in the chain of this epoch.")?,
             audit_spool_bytes: gauge("audit_spool_bytes", "Bytes in the spool.")?,
-            audit_backlog: gauge("audit_backlog_events", "Events not acknowledged by the slowest required sink.")?,
+            audit_backlog_bytes: gauge("audit_backlog_bytes", "Bytes not acknowledged by the slowest sink.")?,
             audit_healthy: gauge("audit_healthy", "1 while the audit trail takes events.")?,
         };
         metrics.register()?;
@@ -145,7 +145,7 @@ impl Metrics {
             Box::new(self.svid_expiry.clone()),
             Box::new(self.audit_events.clone()),
             Box::new(self.audit_spool_bytes.clone()),
-            Box::new(self.audit_backlog.clone()),
+            Box::new(self.audit_backlog_bytes.clone()),
             Box::new(self.audit_healthy.clone()),
         ];
         all.into_iter().try_for_each(|metric| self.registry.register(metric))

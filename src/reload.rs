@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
-use crate::audit::{Audit, ControlEvent};
+use crate::audit::{ControlEvent, ControlRecorder};
 use crate::identity::{FileContents, FilePaths, TrustDomain};
 use crate::metrics::Metrics;
 use crate::policy::Policy;
@@ -49,7 +49,7 @@ pub(crate) struct Watcher {
 
 /// Where the results of reloads go.
 pub(crate) struct Outcome {
-    pub(crate) audit: Audit,
+    pub(crate) audit: ControlRecorder,
     pub(crate) metrics: Metrics,
     pub(crate) status: ReloadStatus,
 }
@@ -139,7 +139,7 @@ impl PolicyFile {
         match Policy::parse(&self.seen.judged) {
             Ok(policy) => {
                 tracing::info!(revision = policy.revision(), sha256 = policy.sha256_hex(), "policy loaded");
-                outcome.audit.record_control(loaded(&policy));
+                outcome.audit.record(loaded(&policy));
                 outcome.metrics.reloaded("policy", "loaded");
                 outcome.status.set("policy", None);
                 self.published.send_replace(Arc::new(policy));
@@ -151,7 +151,7 @@ impl PolicyFile {
                 let (line, column) = place.unwrap_or_default();
                 let file = self.path.display();
                 tracing::error!(%file, line, column, errors = findings.len(), "policy refused: {message}");
-                outcome.audit.record_control(ControlEvent::PolicyRefused {
+                outcome.audit.record(ControlEvent::PolicyRefused {
                     time_unix_ns: now_ns(),
                     sha256: Some(sha256_hex(&self.seen.judged)),
                     errors: findings.len() as u64,
@@ -199,7 +199,7 @@ impl IdentityFiles {
             Ok(settings) => {
                 let svid = &settings.material().svid;
                 tracing::info!(spiffe_id = %svid.id(), not_after = svid.not_after(), "identity rotated");
-                outcome.audit.record_control(ControlEvent::IdentityRotated {
+                outcome.audit.record(ControlEvent::IdentityRotated {
                     time_unix_ns: now_ns(),
                     spiffe_id: svid.id().to_string(),
                     cert_sha256: svid.leaf_sha256_hex().to_owned(),
@@ -211,7 +211,7 @@ impl IdentityFiles {
             }
             Err(error) => {
                 tracing::error!("identity refused, the last good one stays: {error}");
-                outcome.audit.record_control(ControlEvent::IdentityLost {
+                outcome.audit.record(ControlEvent::IdentityLost {
                     time_unix_ns: now_ns(),
                     reason: "refused".to_owned(),
                 });

@@ -16,13 +16,13 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::admin::{self, AdminState, Health};
-use crate::audit::{self, Audit, AuditError, InstanceFacts, PseudonymKey, ShipError, SpoolConfig};
+use crate::audit::{self, Audit, AuditError, InstanceFacts, KeyFileError, PseudonymKey, SpoolConfig};
 use crate::config::{AppProtocol, MeshProtocol, OutboundAudit, SidecarConfig, SinkConfig};
 use crate::drain::Drain;
 use crate::identity::{FileContents, FilePaths, IdentityError};
 use crate::logging::LogLevel;
 use crate::metrics::Metrics;
-use crate::policy::Policy;
+use crate::policy::{Finding, Policy};
 use crate::proxy::{self, DirectionSpec, ListenerSpec, Protocol, ServiceSpec, WorkerInbox, WorkerSpec};
 use crate::reload::{self, IdentityFiles, Outcome, PolicyFile, ReloadStatus, Watcher};
 use crate::resolve::{Resolution, ResolveError};
@@ -54,13 +54,10 @@ pub enum StartError {
     Tls(#[from] TlsError),
     /// The pseudonyms' key.
     #[error(transparent)]
-    Key(#[from] audit::KeyFileError),
+    Key(#[from] KeyFileError),
     /// The spool.
     #[error(transparent)]
     Audit(#[from] AuditError),
-    /// A sink.
-    #[error(transparent)]
-    Ship(#[from] ShipError),
     /// Names of endpoints.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
@@ -84,8 +81,7 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::PolicyUnreadable { .. } => 2,
-            Self::Identity(error) if error.is_unreadable() => 2,
-            Self::Key(error) if error.is_unreadable() => 2,
+            Self::Identity(IdentityError::Read { .. }) | Self::Key(KeyFileError::Read { .. }) => 2,
             _ => 1,
         }
     }
@@ -143,7 +139,7 @@ fn load_policy(path: &PathBuf) -> Result<(PathBuf, Vec<u8>, Policy), StartError>
     let content = std::fs::read(path)
         .map_err(|source| StartError::PolicyUnreadable { path: path.clone(), source })?;
     let policy = Policy::parse(&content).map_err(|findings| {
-        let problems: Vec<yaml::Problem> = findings.into_iter().map(Into::into).collect();
+        let problems: Vec<yaml::Problem> = findings.iter().map(Finding::to_problem).collect();
         let text = String::from_utf8_lossy(&content);
         StartError::PolicyInvalid(yaml::render(&path.display().to_string(), &text, &problems))
     })?;
@@ -174,7 +170,7 @@ pub struct Sidecar {
     places: Arc<Semaphore>,
     acceptors: JoinSet<()>,
     control: JoinSet<()>,
-    shipping: audit::Shipping,
+    shipping: (),
     workers: Vec<JoinHandle<()>>,
     inboxes: Vec<WorkerInbox>,
     _names: Resolution,
@@ -187,8 +183,10 @@ impl Sidecar {
     /// What could not be started; nothing keeps running then.
     pub async fn start(loaded: Loaded, log: Option<LogLevel>) -> Result<Self, StartError> {
         let Loaded { config, tls, identity, policy, pseudonyms } = loaded;
+        let pseudonyms = Arc::new(pseudonyms);
         let bound = Bound::bind(&config).await?;
-        let audit = Audit::start(spool_config(&config), instance(&config, &tls))?;
+        let sinks: Vec<audit::SinkConfig> = config.audit.sinks.iter().map(audit_sink).collect();
+        let audit = Audit::start(spool_config(&config), &instance(&config, &tls), &sinks)?;
         let metrics = Metrics::new().map_err(|error| StartError::Internal(error.to_string()))?;
         let status = ReloadStatus::default();
         let mut names = Resolution::new();
@@ -198,22 +196,20 @@ impl Sidecar {
         let identity = IdentityFiles::new(paths, config.identity.trust_domain.clone(), digest, tls_sender);
         let (policy_file, policy) = match policy {
             Some((path, content, policy)) => {
-                audit.record_control(reload::loaded(&policy));
+                audit.control().record(reload::loaded(&policy));
                 let (sender, receiver) = watch::channel(Arc::new(policy));
                 (Some(PolicyFile::new(path, content, sender)), Some(receiver))
             }
             None => (None, None),
         };
-        let health = Arc::new(Health::new(audit.clone(), tls.clone(), policy.clone(), status.clone()));
+        let health = Arc::new(Health::new(audit.status_reader(), tls.clone(), policy.clone(), status.clone()));
         let shipping = ship(&config.audit.sinks, &audit, &tls, &mut names)?;
         let (drain, drain_watch) = Drain::new();
 
-        let listeners = listener_specs(&config, &health, &mut names)?;
-        let never = watch::channel(Arc::new(Policy::deny_all())).1;
+        let listeners = listener_specs(&config, policy.as_ref(), &health, &mut names)?;
         let (inboxes, workers) = spawn_workers(config.workers, |index| WorkerSpec {
             recorder: audit.recorder(),
             metrics: metrics.worker(index),
-            policy: policy.clone().unwrap_or_else(|| never.clone()),
             tls: tls.clone(),
             pseudonyms: pseudonyms.clone(),
             limits: config.limits.clone(),
@@ -232,7 +228,7 @@ impl Sidecar {
         let state =
             AdminState { health: health.clone(), metrics: metrics.clone(), drain: drain_asked.clone(), log };
         control.spawn(admin::serve(bound.admin, state));
-        let outcome = Outcome { audit: audit.clone(), metrics, status };
+        let outcome = Outcome { audit: audit.control(), metrics, status };
         control.spawn(Watcher { policy: policy_file, identity, outcome }.run());
         Ok(Self {
             addresses,
@@ -285,7 +281,6 @@ impl Sidecar {
         });
         drop(joined.await);
         let closed = self.audit.close();
-        self.shipping.finish(FLUSH_AT_END).await;
         self.control.shutdown().await;
         tracing::info!("drained");
         closed
@@ -347,18 +342,23 @@ async fn bind(what: &str, addr: SocketAddr) -> Result<TcpListener, StartError> {
 
 fn listener_specs(
     config: &SidecarConfig,
+    policy: Option<&watch::Receiver<Arc<Policy>>>,
     health: &Arc<Health>,
     names: &mut Resolution,
 ) -> Result<Vec<ListenerSpec>, StartError> {
     let mut specs = Vec::new();
-    if let Some(inbound) = &config.inbound {
+    // The loader refuses an inbound side without a policy.
+    if let (Some(inbound), Some(policy)) = (&config.inbound, policy) {
         let protocol = |app: AppProtocol| match app {
             AppProtocol::Http => Protocol::H1,
             AppProtocol::H2c => Protocol::H2,
         };
         for listener in &inbound.listeners {
-            let direction =
-                DirectionSpec::Inbound { app: listener.app, protocol: protocol(listener.app_protocol) };
+            let direction = DirectionSpec::Inbound {
+                app: listener.app,
+                protocol: protocol(listener.app_protocol),
+                policy: policy.clone(),
+            };
             specs.push(ListenerSpec { name: listener.name.clone(), direction });
         }
         // Probes go to the app of the first listener.
@@ -416,9 +416,11 @@ fn spawn_workers(
 
 fn spool_config(config: &SidecarConfig) -> SpoolConfig {
     SpoolConfig {
+        dir: config.audit.dir.clone(),
+        max_bytes: config.audit.max_bytes,
+        segment_bytes: audit::SEGMENT_BYTES,
         durability: config.audit.durability,
         on_failure: config.audit.on_failure,
-        ..SpoolConfig::new(config.audit.dir.clone(), config.audit.max_bytes)
     }
 }
 
@@ -433,12 +435,24 @@ fn instance(config: &SidecarConfig, tls: &TlsSettings) -> InstanceFacts {
     }
 }
 
+fn audit_sink(sink: &SinkConfig) -> audit::SinkConfig {
+    audit::SinkConfig {
+        name: sink.name.clone(),
+        endpoint: audit::Endpoint {
+            https: sink.https,
+            host: sink.endpoint.host.clone(),
+            port: sink.endpoint.port,
+        },
+        required: sink.required,
+    }
+}
+
 fn ship(
     sinks: &[SinkConfig],
     audit: &Audit,
     tls: &watch::Receiver<Arc<TlsSettings>>,
     names: &mut Resolution,
-) -> Result<audit::Shipping, StartError> {
+) -> Result<(), StartError> {
     let _ = (sinks, audit, tls, names, Alpn::Http1);
     unimplemented!()
 }

@@ -124,6 +124,10 @@ pub struct ControlRecorder {
     writer: Sender<Message>,
 }
 
+/// Shows the state of a trail; clones are cheap.
+#[derive(Clone)]
+pub struct StatusReader(Arc<Shared>);
+
 /// The state of a trail, for `/ready` and `/metrics`.
 #[derive(Debug, Clone)]
 pub struct AuditStatus {
@@ -220,28 +224,9 @@ impl Audit {
         ControlRecorder { writer: self.writer.clone() }
     }
 
-    /// The state now.
-    pub fn status(&self) -> AuditStatus {
-        let shared = &self.shared;
-        let sinks = shared.sinks.iter().map(|sink| SinkStatus {
-            name: sink.name.clone(),
-            required: sink.required,
-            backlog_bytes: shared.backlog(sink),
-            delivered_events: sink.events.load(Ordering::Acquire),
-            quarantined_events: sink.quarantined.load(Ordering::Acquire),
-            last_error: spool::lock(&sink.last_error).clone(),
-        });
-        AuditStatus {
-            epoch: shared.epoch.clone(),
-            written_events: shared.written_events.load(Ordering::Acquire),
-            written_bytes: shared.written_bytes.load(Ordering::Acquire),
-            spool_bytes: shared.tail().segments.iter().map(|segment| segment.bytes).sum(),
-            free_bytes: shared.free.load(Ordering::Acquire).max(0) as u64,
-            healthy: shared.health() == Health::Good,
-            last_error: shared.last_error(),
-            lost_events: shared.lost_events.load(Ordering::Acquire),
-            sinks: sinks.collect(),
-        }
+    /// What shows the state while it runs, and after it was closed.
+    pub fn status_reader(&self) -> StatusReader {
+        StatusReader(self.shared.clone())
     }
 
     /// Ends the epoch: writes what the workers sent and `audit.close`, and syncs. Workers must have ended before; shippers
@@ -266,6 +251,32 @@ impl Audit {
         match written.and(synced) {
             Ok(()) if poisoned => Err(self.shared.last_error().unwrap_or_default()),
             outcome => outcome,
+        }
+    }
+}
+
+impl StatusReader {
+    /// The state now.
+    pub fn status(&self) -> AuditStatus {
+        let shared = &self.0;
+        let sinks = shared.sinks.iter().map(|sink| SinkStatus {
+            name: sink.name.clone(),
+            required: sink.required,
+            backlog_bytes: shared.backlog(sink),
+            delivered_events: sink.events.load(Ordering::Acquire),
+            quarantined_events: sink.quarantined.load(Ordering::Acquire),
+            last_error: spool::lock(&sink.last_error).clone(),
+        });
+        AuditStatus {
+            epoch: shared.epoch.clone(),
+            written_events: shared.written_events.load(Ordering::Acquire),
+            written_bytes: shared.written_bytes.load(Ordering::Acquire),
+            spool_bytes: shared.tail().segments.iter().map(|segment| segment.bytes).sum(),
+            free_bytes: shared.free.load(Ordering::Acquire).max(0) as u64,
+            healthy: shared.health() == Health::Good,
+            last_error: shared.last_error(),
+            lost_events: shared.lost_events.load(Ordering::Acquire),
+            sinks: sinks.collect(),
         }
     }
 }

@@ -30,7 +30,7 @@ pub use method::Method;
 pub use path::PathRules;
 pub use reason::{Outcome, Reason};
 pub use request::Request;
-pub use target::{Admitted, RawRequest, admit, is_method_override_header};
+pub use target::{Admitted, RawRequest, admit, admit_host, is_method_override_header};
 
 /// A point in time: seconds since 1970-01-01T00:00:00Z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

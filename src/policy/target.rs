@@ -85,7 +85,18 @@ pub fn admit<'a>(raw: &RawRequest<'a>, rules: &PathRules) -> Result<Admitted<'a>
     Ok(Admitted { method, host, path, query, slashes, params })
 }
 
-/// The one host that a request is for.
+/// The one host that a request is for, in the form that is compared: all that an outbound side needs to know of a request
+/// whose path another sidecar's policy judges.
+///
+/// # Errors
+/// CONNECT, or the first rule about hosts that the request breaks.
+pub fn admit_host<'a>(raw: &RawRequest<'a>) -> Result<Cow<'a, str>, Reason> {
+    if raw.method == "CONNECT" {
+        return Err(Reason::Connect);
+    }
+    host(raw)
+}
+
 fn host<'a>(raw: &RawRequest<'a>) -> Result<Cow<'a, str>, Reason> {
     if raw.more_hosts {
         return Err(Reason::DuplicateHost);

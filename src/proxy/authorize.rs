@@ -11,7 +11,9 @@ use http::header::{self, HeaderMap};
 use http::uri::PathAndQuery;
 use http::{Request, StatusCode, Version};
 
-use super::context::{ConnContext, CurrentPolicy, Direction, RequestIds, RouteTable, unix_seconds};
+use super::context::{
+    ConnContext, CurrentPolicy, Direction, PolicyCell, RequestIds, RouteTable, unix_seconds,
+};
 use super::exchange::Exchange;
 use super::outcome::Failure;
 use super::upstream::Upstream;
@@ -61,7 +63,7 @@ pub(crate) fn authorize<B>(
 ) -> Result<Granted, Refused> {
     let arrived = Arrived { conn, ids, now_ns, version: version_name(request.version()) };
     match &conn.listener.direction {
-        Direction::Inbound { app } => arrived.inbound(request, app),
+        Direction::Inbound { app, policy } => arrived.inbound(request, app, policy),
         Direction::Outbound { routes, audit_all } => arrived.outbound(request, routes, *audit_all),
         Direction::Probes { app, paths, .. } => arrived.probe(request, app, paths),
     }
@@ -95,11 +97,16 @@ struct Arrived<'c> {
 }
 
 impl Arrived<'_> {
-    fn inbound<B>(&self, request: &Request<B>, app: &Rc<Upstream>) -> Result<Granted, Refused> {
+    fn inbound<B>(
+        &self,
+        request: &Request<B>,
+        app: &Rc<Upstream>,
+        policy: &PolicyCell,
+    ) -> Result<Granted, Refused> {
         let worker = &self.conn.worker;
         // A listener of this direction serves nobody without a verified identity.
         let peer = self.conn.peer.as_ref().ok_or(Refused::silent(StatusCode::UNAUTHORIZED))?;
-        let current = worker.policy.current();
+        let current = policy.current();
         let mut place = worker.recorder.reserve(2).map_err(|_| self.refused(Failure::AUDIT.into()))?;
 
         let admitted = match policy::admit(&raw_request(request), current.policy.path_rules()) {

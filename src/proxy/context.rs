@@ -28,7 +28,6 @@ pub(crate) struct Worker {
     pub(crate) metrics: WorkerMetrics,
     pub(crate) clock: Clock,
     pub(crate) ids: IdSource,
-    pub(crate) policy: PolicyCell,
     pub(crate) tls: watch::Receiver<Arc<TlsSettings>>,
     pub(crate) pseudonyms: Arc<audit::PseudonymKey>,
     pub(crate) limits: Limits,
@@ -43,6 +42,8 @@ pub(crate) enum Direction {
     Inbound {
         /// The app.
         app: Rc<Upstream>,
+        /// Who may do what there.
+        policy: PolicyCell,
     },
     /// Away from the app: the Host decides where to.
     Outbound {

@@ -152,7 +152,7 @@ fn failure_of(error: &std::io::Error) -> Failure {
 
 async fn handshake<T>(io: T, settings: &UpstreamSettings, end: Option<Instant>) -> Result<Sender, Failure>
 where
-    T: Read + Write + Unpin + 'static,
+    T: Read + Write + Unpin + Send + 'static,
 {
     match settings.protocol {
         Protocol::H1 => {

@@ -33,7 +33,6 @@ use crate::tls::{Alpn, TlsSettings};
 pub(crate) struct WorkerSpec {
     pub(crate) recorder: audit::RecorderSeed,
     pub(crate) metrics: WorkerMetrics,
-    pub(crate) policy: watch::Receiver<Arc<Policy>>,
     pub(crate) tls: watch::Receiver<Arc<TlsSettings>>,
     pub(crate) pseudonyms: Arc<audit::PseudonymKey>,
     pub(crate) limits: Limits,
@@ -51,7 +50,7 @@ pub(crate) struct ListenerSpec {
 /// As [`Direction`], before it belongs to a worker.
 #[derive(Clone)]
 pub(crate) enum DirectionSpec {
-    Inbound { app: SocketAddr, protocol: Protocol },
+    Inbound { app: SocketAddr, protocol: Protocol, policy: watch::Receiver<Arc<Policy>> },
     Outbound { services: Vec<ServiceSpec>, audit_all: bool },
     Probes { app: SocketAddr, protocol: Protocol, paths: Vec<String>, health: Arc<Health> },
 }
@@ -95,7 +94,6 @@ async fn work(spec: WorkerSpec, mut inbox: mpsc::UnboundedReceiver<Accepted>) {
         metrics: spec.metrics,
         clock: Clock::new(),
         ids: IdSource::new(),
-        policy: PolicyCell::new(spec.policy),
         tls: spec.tls,
         pseudonyms: spec.pseudonyms,
         handshakes: Rc::new(Semaphore::new(spec.limits.handshakes)),
@@ -135,10 +133,10 @@ struct Maker<'a> {
 impl Maker<'_> {
     fn direction(&self, name: String, spec: DirectionSpec, all: &mut Vec<Rc<Upstream>>) -> Direction {
         match spec {
-            DirectionSpec::Inbound { app, protocol } => {
+            DirectionSpec::Inbound { app, protocol, policy } => {
                 let app = self.app(name, app, protocol);
                 all.push(app.clone());
-                Direction::Inbound { app }
+                Direction::Inbound { app, policy: PolicyCell::new(policy) }
             }
             DirectionSpec::Outbound { services, audit_all } => {
                 let mut routes = RouteTable::new();
