@@ -1,5 +1,4 @@
 //! `phiward identity`: a CA for development, SVIDs from it, and a look at any SVID.
-#![allow(clippy::print_stdout)] // a command's output is its purpose
 
 use std::fs::Permissions;
 use std::io::Write;
@@ -106,15 +105,18 @@ enum CommandError {
 
 /// Runs the command as of the machine's clock and prints its result.
 pub fn run(command: IdentityCommand) -> ExitCode {
-    let now = UnixTime::now();
+    execute(command, UnixTime::now(), &mut std::io::stdout())
+}
+
+fn execute(command: IdentityCommand, now: UnixTime, out: &mut impl Write) -> ExitCode {
     let result = match command {
         IdentityCommand::Ca(args) => make_ca(&args, now),
         IdentityCommand::Issue(args) => issue(&args, now),
-        IdentityCommand::Inspect(args) => return show(&args, now),
+        IdentityCommand::Inspect(args) => return show(&args, now, out),
     };
     match result {
         Ok(text) => {
-            println!("{text}");
+            put(out, &text);
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -122,6 +124,11 @@ pub fn run(command: IdentityCommand) -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Prints one line or block. A reader that went away (`| head`) is no error, and no panic as with `println!`.
+fn put(out: &mut impl Write, text: &str) {
+    let _ = writeln!(out, "{text}");
 }
 
 fn make_ca(args: &CaArgs, now: UnixTime) -> Result<String, CommandError> {
@@ -150,7 +157,7 @@ fn issue(args: &IssueArgs, now: UnixTime) -> Result<String, CommandError> {
     Ok(format!("{} is in {}: svid.pem, svid.key and bundle.pem.", args.id, args.dir.display()))
 }
 
-fn show(args: &InspectArgs, now: UnixTime) -> ExitCode {
+fn show(args: &InspectArgs, now: UnixTime, out: &mut impl Write) -> ExitCode {
     let mut reports = Vec::new();
     let mut unreadable = false;
     for path in &args.files {
@@ -163,9 +170,9 @@ fn show(args: &InspectArgs, now: UnixTime) -> ExitCode {
         }
     }
     match args.format {
-        Format::Json => println!("{}", serde_json::json!(reports)),
+        Format::Json => put(out, &serde_json::json!(reports).to_string()),
         Format::Text => {
-            reports.iter().for_each(|report| print!("{}", text_report(report, args.bundle.as_deref())))
+            reports.iter().for_each(|report| put(out, &text_report(report, args.bundle.as_deref())))
         }
     }
     match (unreadable, reports.iter().all(|report| report.valid)) {
@@ -209,7 +216,6 @@ fn text_report(report: &Report, bundle: Option<&Path>) -> String {
         Some(path) => field("chain", &format!("checked against {}", path.display())),
         None => field("chain", "not checked: give --bundle FILE"),
     }
-    lines.push(String::new());
     lines.join("\n")
 }
 
@@ -316,8 +322,14 @@ mod tests {
 
     /// Runs a command line, split at spaces, with DIR replaced by `dir`.
     fn phiward(dir: &TempDir, line: &str) -> ExitCode {
+        output(dir, line).0
+    }
+
+    fn output(dir: &TempDir, line: &str) -> (ExitCode, String) {
         let words = line.split(' ').map(|word| word.replace("DIR", dir.path().to_str().unwrap()));
-        run(Cli::try_parse_from(std::iter::once("identity".to_owned()).chain(words)).unwrap().command)
+        let cli = Cli::try_parse_from(std::iter::once("identity".to_owned()).chain(words)).unwrap();
+        let mut out = Vec::new();
+        (execute(cli.command, UnixTime::now(), &mut out), String::from_utf8(out).unwrap())
     }
 
     fn is(code: ExitCode, number: u8) -> bool {
@@ -334,7 +346,9 @@ mod tests {
         assert!(is(phiward(&dir, MAKE_CA), 0));
         assert!(is(phiward(&dir, ISSUE), 0));
         assert!(is(phiward(&dir, "inspect DIR/web/svid.pem --bundle DIR/web/bundle.pem"), 0));
-        assert!(is(phiward(&dir, "inspect DIR/web/svid.pem --format json"), 0));
+        let (code, json) = output(&dir, "inspect DIR/web/svid.pem --format json");
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert!(is(code, 0) && json[0]["spiffe_id"] == "spiffe://hospital.local/ns/clinic/sa/web", "{json}");
         assert!(is(phiward(&dir, "inspect DIR/web/svid.pem DIR/ca/ca.pem"), 1), "a CA is no SVID");
         assert!(is(phiward(&dir, "inspect DIR/web/svid.pem DIR/none.pem"), 2));
         assert!(is(phiward(&dir, "inspect DIR/web/svid.key"), 2));
@@ -403,7 +417,7 @@ mod tests {
             "  validity     2027-01-15T07:00:00Z to 2027-01-15T09:00:00Z (expires in 1h)\n",
             "  extended     clientAuth, serverAuth\n",
             "  intermediate CN=Test Root, until 2027-01-15T09:00:00Z\n",
-            "  chain        not checked: give --bundle FILE\n",
+            "  chain        not checked: give --bundle FILE",
         ] {
             assert!(right.contains(part), "{part:?} is missing in {right}");
         }

@@ -1,120 +1,21 @@
 //! Handshakes in memory, between our own two sides and between them and peers that break each rule.
 
+mod mesh;
+
 use std::io;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose as Eku, IsCa, KeyUsagePurpose};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose as Eku, IsCa, KeyUsagePurpose};
+use rustls::server::ServerSessionMemoryCache;
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use rustls_pki_types::UnixTime;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio_rustls::TlsAcceptor;
 
+use self::mesh::{Mesh, NoCertificate, handshake, only};
 use super::*;
 use crate::identity::testing::{Forge, Forged, RECORDS, WEB, at, bundles, domain, id, pem, uri, validity};
-use crate::identity::{Bundles, Material, PemSet, SpiffeId, material_from_pem};
-
-type Outcome<T> = Result<T, io::Error>;
-
-/// A mesh of two trust domains, as hospital.local sees it. rustls reads the machine's clock, so it is made as of now.
-struct Mesh {
-    now: u64,
-    ca: Forge,
-    partner: Forge,
-}
-
-impl Mesh {
-    fn new() -> Self {
-        let now = UnixTime::now().as_secs();
-        Self { now, ca: Forge::new(now), partner: Forge::new(now) }
-    }
-
-    fn settings(&self, spiffe_id: &str) -> TlsSettings {
-        let leaf = self.ca.svid(spiffe_id);
-        let (certificate, bundle, partner) = (leaf.cert.pem(), self.ca.cert.pem(), self.partner.cert.pem());
-        let partner_domain = domain("partner.example");
-        let set = PemSet {
-            certificate: pem("svid.pem", &certificate),
-            private_key: pem("svid.key", &leaf.key_pem),
-            bundle: pem("bundle.pem", &bundle),
-            federation: vec![(&partner_domain, pem("partner.pem", &partner))],
-        };
-        let material = material_from_pem(&set, &domain("hospital.local"), UnixTime::now()).unwrap();
-        TlsSettings::new(Arc::new(material)).unwrap()
-    }
-
-    fn server(&self) -> Arc<ServerConfig> {
-        self.settings(RECORDS).server()
-    }
-
-    fn client(&self) -> Arc<ClientConfig> {
-        self.settings(WEB).client(only(RECORDS), Alpn::Either)
-    }
-
-    /// Our own client, but with a forged certificate.
-    fn bad_client(&self, leaf: &Forged, chain: &[&Forge]) -> Arc<ClientConfig> {
-        let mut config = ClientConfig::clone(&self.client());
-        config.client_auth_cert_resolver = resolver(leaf, chain);
-        Arc::new(config)
-    }
-
-    /// Our own server, but with a forged certificate.
-    fn bad_server(&self, leaf: &Forged) -> Arc<ServerConfig> {
-        let mut config = ServerConfig::clone(&self.server());
-        config.cert_resolver = resolver(leaf, &[]);
-        Arc::new(config)
-    }
-
-    /// A right client certificate, without any check of the server.
-    fn client_that_believes_anybody(&self) -> Arc<ClientConfig> {
-        let mut config = ClientConfig::clone(&self.client());
-        config.dangerous().set_certificate_verifier(Arc::new(Gullible));
-        Arc::new(config)
-    }
-
-    /// What our server says of a client whose leaf was changed.
-    async fn refused_client(&self, change: impl FnOnce(&mut CertificateParams)) -> &'static str {
-        let (_, server) = handshake(self.bad_client(&self.ca.leaf(change), &[]), self.server()).await;
-        handshake_code(&server.err().unwrap())
-    }
-
-    /// What our client says of the [`RECORDS`] server whose leaf was changed, and what that server hears.
-    async fn refused_server(&self, change: impl FnOnce(&mut CertificateParams)) -> &'static str {
-        let leaf = self.ca.leaf(|params| {
-            params.subject_alt_names = vec![uri(RECORDS)];
-            change(params);
-        });
-        let (client, server) = handshake(self.client(), self.bad_server(&leaf)).await;
-        assert_eq!(handshake_code(&server.err().unwrap()), "peer_alert");
-        handshake_code(&client.err().unwrap())
-    }
-}
-
-fn only(spiffe_id: &str) -> Arc<[SpiffeId]> {
-    Arc::new([id(spiffe_id)])
-}
-
-fn resolver(leaf: &Forged, chain: &[&Forge]) -> Arc<SingleCertAndKey> {
-    let key = PrivateKeyDer::from_pem_slice(leaf.key_pem.as_bytes()).unwrap();
-    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).unwrap();
-    let rest = chain.iter().map(|ca| ca.cert.der().clone());
-    let chain: Vec<CertificateDer<'static>> = std::iter::once(leaf.cert.der().clone()).chain(rest).collect();
-    Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key)))
-}
-
-/// One handshake through tokio-rustls, so that errors come wrapped as they do in the proxy. Each side flushes its alert.
-async fn handshake(
-    client: Arc<ClientConfig>,
-    server: Arc<ServerConfig>,
-) -> (Outcome<client::TlsStream<DuplexStream>>, Outcome<server::TlsStream<DuplexStream>>) {
-    let (near, far) = duplex(64 * 1024);
-    tokio::join!(
-        TlsConnector::from(client).connect(dummy_server_name(), near),
-        TlsAcceptor::from(server).accept(far)
-    )
-}
+use crate::identity::{Bundles, Material, PemSet, material_from_pem};
 
 /// If this fails, the mesh has no connections, or audit events describe them wrongly.
 #[tokio::test]
@@ -159,6 +60,34 @@ async fn every_handshake_is_a_full_one() {
         assert_eq!(first.unwrap().get_ref().1.handshake_kind(), full);
         assert_eq!(second.unwrap().get_ref().1.handshake_kind(), full);
     }
+    // A server that is not ours hands out tickets: our client keeps none.
+    let mut generous = ServerConfig::clone(&server);
+    generous.send_tls13_tickets = 2;
+    generous.session_storage = ServerSessionMemoryCache::new(8);
+    let generous = Arc::new(generous);
+    for _ in 0..2 {
+        let (ours, theirs) = handshake(Arc::clone(&client), Arc::clone(&generous)).await;
+        let (mut ours, mut theirs) = (ours.unwrap(), theirs.unwrap());
+        assert_eq!(ours.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Full));
+        theirs.write_all(b".").await.unwrap();
+        theirs.flush().await.unwrap();
+        assert_eq!(ours.read_u8().await.unwrap(), b'.');
+        assert_eq!(
+            ours.get_ref().1.tls13_tickets_received(),
+            2,
+            "they came, so the next handshake could use one"
+        );
+    }
+}
+
+/// If this fails, the names of internal services are readable on the wire, whatever name a caller passes.
+#[test]
+fn no_server_name_is_sent() {
+    let name = rustls_pki_types::ServerName::try_from("records.clinic").unwrap();
+    let mut client = ClientConnection::new(Mesh::new().client(), name).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    assert!(!hello.windows(7).any(|window| window == b"records"));
 }
 
 /// If this fails, HTTP/2 is not used between sidecars, or a listener gets a protocol that it does not speak.
@@ -193,57 +122,6 @@ async fn a_client_without_a_certificate_is_refused() {
     config.client_auth_cert_resolver = Arc::new(NoCertificate);
     let (_, server) = handshake(Arc::new(config), mesh.server()).await;
     assert_eq!(handshake_code(&server.err().unwrap()), "no_certificate");
-}
-
-#[derive(Debug)]
-struct Gullible;
-
-impl ServerCertVerifier for Gullible {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        vec![rustls::SignatureScheme::ECDSA_NISTP256_SHA256]
-    }
-}
-
-#[derive(Debug)]
-struct NoCertificate;
-
-impl rustls::client::ResolvesClientCert for NoCertificate {
-    fn resolve(&self, _: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        None
-    }
-
-    fn has_certs(&self) -> bool {
-        false
-    }
 }
 
 /// If this fails, a certificate that breaks a rule opens a connection, or its audit event names the wrong reason.
