@@ -1,5 +1,4 @@
 //! `phiward identity`: a CA for development, SVIDs from it, and a look at any SVID.
-#![allow(clippy::print_stdout)] // a command's output is its purpose
 
 use std::fs::Permissions;
 use std::io::Write;
@@ -106,15 +105,18 @@ enum CommandError {
 
 /// Runs the command as of the machine's clock and prints its result.
 pub fn run(command: IdentityCommand) -> ExitCode {
-    let now = UnixTime::now();
+    execute(command, UnixTime::now(), &mut std::io::stdout())
+}
+
+fn execute(command: IdentityCommand, now: UnixTime, out: &mut impl Write) -> ExitCode {
     let result = match command {
         IdentityCommand::Ca(args) => make_ca(&args, now),
         IdentityCommand::Issue(args) => issue(&args, now),
-        IdentityCommand::Inspect(args) => return show(&args, now),
+        IdentityCommand::Inspect(args) => return show(&args, now, out),
     };
     match result {
         Ok(text) => {
-            println!("{text}");
+            put(out, &text);
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -122,6 +124,11 @@ pub fn run(command: IdentityCommand) -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Prints one line or block. A reader that went away (`| head`) is no error, and no panic as with `println!`.
+fn put(out: &mut impl Write, text: &str) {
+    let _ = writeln!(out, "{text}");
 }
 
 fn make_ca(args: &CaArgs, now: UnixTime) -> Result<String, CommandError> {
@@ -150,7 +157,7 @@ fn issue(args: &IssueArgs, now: UnixTime) -> Result<String, CommandError> {
     Ok(format!("{} is in {}: svid.pem, svid.key and bundle.pem.", args.id, args.dir.display()))
 }
 
-fn show(args: &InspectArgs, now: UnixTime) -> ExitCode {
+fn show(args: &InspectArgs, now: UnixTime, out: &mut impl Write) -> ExitCode {
     let mut reports = Vec::new();
     let mut unreadable = false;
     for path in &args.files {
@@ -163,9 +170,9 @@ fn show(args: &InspectArgs, now: UnixTime) -> ExitCode {
         }
     }
     match args.format {
-        Format::Json => println!("{}", serde_json::json!(reports)),
+        Format::Json => put(out, &serde_json::json!(reports).to_string()),
         Format::Text => {
-            reports.iter().for_each(|report| print!("{}", text_report(report, args.bundle.as_deref())))
+            reports.iter().for_each(|report| put(out, &text_report(report, args.bundle.as_deref())))
         }
     }
     match (unreadable, reports.iter().all(|report| report.valid)) {
@@ -209,7 +216,6 @@ fn text_report(report: &Report, bundle: Option<&Path>) -> String {
         Some(path) => field("chain", &format!("checked against {}", path.display())),
         None => field("chain", "not checked: give --bundle FILE"),
     }
-    lines.push(String::new());
     lines.join("\n")
 }
 
@@ -299,4 +305,148 @@ fn write_all(dir: &Path, force: bool, files: &[(&str, &str, u32)]) -> Result<(),
         kept.map_err(|error| failed(&path)(error.error))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use std::os::unix::fs::MetadataExt;
+    use tempfile::TempDir;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(subcommand)]
+        command: IdentityCommand,
+    }
+
+    /// Runs a command line, split at spaces, with DIR replaced by `dir`.
+    fn phiward(dir: &TempDir, line: &str) -> ExitCode {
+        output(dir, line).0
+    }
+
+    fn output(dir: &TempDir, line: &str) -> (ExitCode, String) {
+        let words = line.split(' ').map(|word| word.replace("DIR", dir.path().to_str().unwrap()));
+        let cli = Cli::try_parse_from(std::iter::once("identity".to_owned()).chain(words)).unwrap();
+        let mut out = Vec::new();
+        (execute(cli.command, UnixTime::now(), &mut out), String::from_utf8(out).unwrap())
+    }
+
+    fn is(code: ExitCode, number: u8) -> bool {
+        format!("{code:?}") == format!("{:?}", ExitCode::from(number)) // ExitCode has no comparison
+    }
+
+    const MAKE_CA: &str = "ca --trust-domain hospital.local --dir DIR/ca";
+    const ISSUE: &str = "issue --ca DIR/ca --id spiffe://hospital.local/ns/clinic/sa/web --dir DIR/web";
+
+    /// If this fails, the way of the README from nothing to a valid SVID is broken.
+    #[test]
+    fn a_ca_an_svid_and_a_look_at_it() {
+        let dir = TempDir::new().unwrap();
+        assert!(is(phiward(&dir, MAKE_CA), 0));
+        assert!(is(phiward(&dir, ISSUE), 0));
+        assert!(is(phiward(&dir, "inspect DIR/web/svid.pem --bundle DIR/web/bundle.pem"), 0));
+        let (code, json) = output(&dir, "inspect DIR/web/svid.pem --format json");
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert!(is(code, 0) && json[0]["spiffe_id"] == "spiffe://hospital.local/ns/clinic/sa/web", "{json}");
+        assert!(is(phiward(&dir, "inspect DIR/web/svid.pem DIR/ca/ca.pem"), 1), "a CA is no SVID");
+        assert!(is(phiward(&dir, "inspect DIR/web/svid.pem DIR/none.pem"), 2));
+        assert!(is(phiward(&dir, "inspect DIR/web/svid.key"), 2));
+        for key in ["ca/ca.key", "web/svid.key"] {
+            let mode = dir.path().join(key).metadata().unwrap().mode();
+            assert_eq!(mode & 0o777, 0o600, "{key}");
+        }
+    }
+
+    /// If this fails, a repeated command destroys a CA that others trust.
+    #[test]
+    fn nothing_is_replaced_without_force() {
+        let dir = TempDir::new().unwrap();
+        let read = |name: &str| std::fs::read(dir.path().join(name)).unwrap();
+        assert!(is(phiward(&dir, MAKE_CA), 0) && is(phiward(&dir, ISSUE), 0));
+        let before = (read("ca/ca.pem"), read("ca/ca.key"), read("web/svid.pem"));
+        assert!(is(phiward(&dir, MAKE_CA), 2) && is(phiward(&dir, ISSUE), 2));
+        assert_eq!((read("ca/ca.pem"), read("ca/ca.key"), read("web/svid.pem")), before);
+        std::fs::remove_file(dir.path().join("ca/ca.key")).unwrap();
+        assert!(is(phiward(&dir, MAKE_CA), 2), "one file of the pair is enough");
+        assert!(!dir.path().join("ca/ca.key").exists());
+        assert!(is(phiward(&dir, &format!("{MAKE_CA} --force")), 0));
+        assert_ne!(read("ca/ca.pem"), before.0);
+        assert!(is(phiward(&dir, &format!("{ISSUE} --force")), 0));
+        assert!(is(phiward(&dir, "inspect DIR/web/svid.pem --bundle DIR/ca/ca.pem"), 0));
+        assert_eq!(
+            std::fs::read_dir(dir.path().join("web")).unwrap().count(),
+            3,
+            "no temporary file is left"
+        );
+    }
+
+    /// If this fails, a mistyped command does something else than say so.
+    #[test]
+    fn wrong_usage_is_refused() {
+        let dir = TempDir::new().unwrap();
+        assert!(is(phiward(&dir, ISSUE), 2), "no CA yet");
+        assert!(is(phiward(&dir, MAKE_CA), 0));
+        assert!(is(phiward(&dir, "issue --ca DIR/ca --id spiffe://partner.example/web --dir DIR/web"), 2));
+        assert!(!dir.path().join("web").exists());
+        for line in [
+            "ca --trust-domain Hospital",
+            "ca --trust-domain a --ttl 1",
+            "issue --ca x --id spiffe://a --dir y",
+        ] {
+            assert!(Cli::try_parse_from(["identity"].into_iter().chain(line.split(' '))).is_err(), "{line}");
+        }
+        for (text, seconds) in [("90s", 90), ("30m", 1_800), ("12h", 43_200), ("7d", 604_800)] {
+            assert_eq!(parse_ttl(text), Ok(Duration::from_secs(seconds)));
+        }
+        for text in ["", "0s", "d", "-1d", "1w", "1.5h", "99999999999999999999d", "9999999999999999d"] {
+            assert!(parse_ttl(text).is_err(), "{text}");
+        }
+    }
+
+    /// If this fails, the report on an SVID misses what an operator looks for.
+    #[test]
+    fn the_text_report_says_who_until_when_and_why_not() {
+        use crate::identity::testing::{Forge, NOW, at, pem, uri};
+        let ca = Forge::new(NOW);
+        let report = |certificate: &str, time| inspect(pem("svid.pem", certificate), None, at(time)).unwrap();
+        let right = text_report(&report(&(ca.leaf(|_| {}).cert.pem() + &ca.cert.pem()), NOW), None);
+        for part in [
+            "svid.pem: a valid SVID\n",
+            "  identity     spiffe://hospital.local/ns/clinic/sa/web\n",
+            "  validity     2027-01-15T07:00:00Z to 2027-01-15T09:00:00Z (expires in 1h)\n",
+            "  extended     clientAuth, serverAuth\n",
+            "  intermediate CN=Test Root, until 2027-01-15T09:00:00Z\n",
+            "  chain        not checked: give --bundle FILE",
+        ] {
+            assert!(right.contains(part), "{part:?} is missing in {right}");
+        }
+        let two = ca.leaf(|p| p.subject_alt_names.push(uri("spiffe://hospital.local/b"))).cert.pem();
+        let wrong = text_report(&report(&two, NOW), None);
+        assert!(wrong.starts_with("svid.pem: NOT a valid SVID [several_uri_sans]: "), "{wrong}");
+        assert!(
+            wrong.contains(
+                "URI SANs     spiffe://hospital.local/ns/clinic/sa/web, spiffe://hospital.local/b\n"
+            )
+        );
+        let late = text_report(&report(&ca.leaf(|_| {}).cert.pem(), NOW + 2 * 3_600), None);
+        assert!(late.contains("(expired 1h ago)"), "{late}");
+    }
+
+    /// If this fails, a certificate can send escape sequences to the terminal of who inspects it.
+    #[test]
+    fn a_report_is_short_and_harmless() {
+        assert_eq!(printable("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
+        let spans = [
+            (59, "59s"),
+            (60, "1m"),
+            (3_600, "1h"),
+            (3_660, "1h 1m"),
+            (86_400, "1d"),
+            (2_588_400, "29d 23h"),
+        ];
+        for (seconds, text) in spans {
+            assert_eq!(span(seconds), text);
+        }
+    }
 }

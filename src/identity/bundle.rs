@@ -204,3 +204,146 @@ fn chain_error(error: webpki::Error) -> SvidError {
         _ => SvidError::Malformed,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Forge, NOW, WEB, bundles, validity, verdict};
+    use super::*;
+    use rcgen::{BasicConstraints, CustomExtension, IsCa, KeyUsagePurpose};
+
+    /// If this fails, the ordinary case does not work: a leaf signed by the CA, or by its intermediate.
+    #[test]
+    fn a_chain_to_the_own_bundle_is_accepted() {
+        let root = Forge::new(NOW);
+        assert_eq!(verdict(&root.bundles(), &root.leaf(|_| {}), &[]).unwrap().as_str(), WEB);
+        let middle = root.intermediate("Middle", |_| {});
+        let issuing =
+            middle.intermediate("Issuing", |p| p.is_ca = IsCa::Ca(BasicConstraints::Constrained(0)));
+        let leaf = issuing.leaf(|_| {});
+        assert!(verdict(&root.bundles(), &leaf, &[&issuing, &middle]).is_ok());
+        assert_eq!(verdict(&root.bundles(), &leaf, &[&issuing]), Err(SvidError::UntrustedChain));
+        assert!(verdict(&middle.bundles(), &leaf, &[&issuing]).is_ok(), "a bundle may hold an intermediate");
+    }
+
+    /// If this fails, a partner's CA can make itself any of our workloads, or the other way round.
+    #[test]
+    fn federation_does_not_cross() {
+        let (ours, partners) = (Forge::new(NOW), Forge::new(NOW));
+        let both = bundles(vec![("hospital.local", ours.bundle()), ("partner.example", partners.bundle())]);
+        let theirs = "spiffe://partner.example/gateway";
+        assert!(verdict(&both, &ours.svid(WEB), &[]).is_ok());
+        assert!(verdict(&both, &partners.svid(theirs), &[]).is_ok());
+        assert_eq!(verdict(&both, &partners.svid(WEB), &[]), Err(SvidError::UntrustedChain));
+        assert_eq!(verdict(&both, &ours.svid(theirs), &[]), Err(SvidError::UntrustedChain));
+        let unknown = SvidError::UnknownTrustDomain { trust_domain: "partner.example".to_owned() };
+        assert_eq!(verdict(&ours.bundles(), &partners.svid(theirs), &[]), Err(unknown));
+    }
+
+    /// If this fails, a second bundle for a trust domain silently widens or replaces the first.
+    #[test]
+    fn a_trust_domain_has_one_bundle() {
+        let (first, second) = (Forge::new(NOW), Forge::new(NOW));
+        let mut bundles = first.bundles();
+        assert!(!bundles.insert(TrustDomain::parse("hospital.local").unwrap(), second.bundle()));
+        assert_eq!(verdict(&bundles, &second.leaf(|_| {}), &[]), Err(SvidError::UntrustedChain));
+    }
+
+    /// If this fails, an expired CA keeps vouching, or an expired CA in the bundle breaks its successor.
+    #[test]
+    fn a_ca_counts_only_in_its_validity() {
+        let old = Forge::root(NOW, |p| validity(p, NOW, -7_200, -3_600));
+        assert_eq!(verdict(&old.bundles(), &old.leaf(|_| {}), &[]), Err(SvidError::AuthorityExpired));
+        let early = Forge::root(NOW, |p| validity(p, NOW, 3_600, 7_200));
+        assert_eq!(verdict(&early.bundles(), &early.leaf(|_| {}), &[]), Err(SvidError::AuthorityNotYetValid));
+
+        let renewed = Forge::root_with_key(NOW, &old.key_pem, |_| {}); // same name and key, new dates
+        let mut bundle = old.bundle();
+        bundle.add(renewed.cert.der()).unwrap();
+        assert!(verdict(&bundles(vec![("hospital.local", bundle)]), &old.leaf(|_| {}), &[]).is_ok());
+
+        let root = Forge::new(NOW);
+        let lapsed = root.intermediate("Lapsed", |p| validity(p, NOW, -7_200, -3_600));
+        assert_eq!(
+            verdict(&root.bundles(), &lapsed.leaf(|_| {}), &[&lapsed]),
+            Err(SvidError::AuthorityExpired)
+        );
+    }
+
+    /// If this fails, a CA that may not make CAs makes one, and it is believed.
+    #[test]
+    fn the_constraints_of_each_ca_hold() {
+        let constraint = Err(SvidError::ChainConstraint);
+        let root = Forge::root(NOW, |p| p.is_ca = IsCa::Ca(BasicConstraints::Constrained(0)));
+        let below = root.intermediate("Below", |_| {});
+        assert_eq!(
+            verdict(&root.bundles(), &below.leaf(|_| {}), &[&below]),
+            constraint,
+            "path length of the root"
+        );
+
+        let root = Forge::new(NOW);
+        let last = root.intermediate("Last", |p| p.is_ca = IsCa::Ca(BasicConstraints::Constrained(0)));
+        let below = last.intermediate("Below", |_| {});
+        assert_eq!(
+            verdict(&root.bundles(), &below.leaf(|_| {}), &[&below, &last]),
+            constraint,
+            "path length"
+        );
+
+        let no_ca = root.intermediate("No CA", |p| p.is_ca = IsCa::ExplicitNoCa);
+        assert_eq!(verdict(&root.bundles(), &no_ca.leaf(|_| {}), &[&no_ca]), constraint, "not a CA");
+        let no_sign = root.intermediate("No sign", |p| p.key_usages = vec![KeyUsagePurpose::CrlSign]);
+        assert_eq!(
+            verdict(&root.bundles(), &no_sign.leaf(|_| {}), &[&no_sign]),
+            constraint,
+            "no keyCertSign"
+        );
+        let web_only = root.intermediate("Mail", |p| {
+            p.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::EmailProtection];
+        });
+        assert_eq!(
+            verdict(&root.bundles(), &web_only.leaf(|_| {}), &[&web_only]),
+            constraint,
+            "extendedKeyUsage"
+        );
+    }
+
+    /// If this fails, a CA restricted by URI name constraints, which webpki cannot evaluate, is believed without them.
+    #[test]
+    fn uri_name_constraints_fail_closed() {
+        // permittedSubtrees { URI "hospital.local" }, RFC 5280 section 4.2.1.10
+        let mut content = vec![0x30, 0x14, 0xa0, 0x12, 0x30, 0x10, 0x86, 0x0e];
+        content.extend(b"hospital.local");
+        let root = Forge::root(NOW, |p| {
+            p.custom_extensions.push(CustomExtension::from_oid_content(&[2, 5, 29, 30], content));
+        });
+        assert_eq!(verdict(&root.bundles(), &root.leaf(|_| {}), &[]), Err(SvidError::ChainConstraint));
+    }
+
+    /// If this fails, a peer that has proved nothing can make us check as many signatures as it likes.
+    #[test]
+    fn a_long_chain_is_refused_unread() {
+        let root = Forge::new(NOW);
+        let extra: Vec<_> = (0..=MAX_INTERMEDIATES).map(|_| &root).collect();
+        assert_eq!(verdict(&root.bundles(), &root.leaf(|_| {}), &extra), Err(SvidError::ChainTooLong));
+        assert!(
+            verdict(&root.bundles(), &root.leaf(|_| {}), &extra[1..]).is_ok(),
+            "the most that is allowed"
+        );
+    }
+
+    /// If this fails, a workload's own certificate or a restricted one becomes a trust anchor.
+    #[test]
+    fn only_a_ca_becomes_an_anchor() {
+        let root = Forge::new(NOW);
+        let mut bundle = Bundle::default();
+        assert_eq!(bundle.add(root.leaf(|_| {}).cert.der()), Err(AnchorError::NotCa));
+        let no_sign = Forge::root(NOW, |p| p.key_usages = vec![KeyUsagePurpose::CrlSign]);
+        assert_eq!(bundle.add(no_sign.cert.der()), Err(AnchorError::NoKeyCertSign));
+        assert_eq!(bundle.add(&vec![0x30, 0].into()), Err(AnchorError::Malformed));
+        assert!(bundle.is_empty());
+        let plain = Forge::root(NOW, |p| p.key_usages = vec![]);
+        assert_eq!(bundle.add(plain.cert.der()), Ok(()), "openssl's default CA has no keyUsage");
+        assert_eq!(bundle.len(), 1);
+    }
+}

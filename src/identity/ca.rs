@@ -214,3 +214,88 @@ fn ca_trust_domain(extensions: &Extensions<'_>) -> Option<TrustDomain> {
     let name = names.next().filter(|_| names.next().is_none());
     name.and_then(|name| TrustDomain::parse(name).ok())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{NOW, RECORDS, WEB, at, domain, id, now, pem};
+    use super::super::{PemSet, SvidError, material_from_pem};
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    fn ca() -> Ca {
+        Ca::new(&domain("hospital.local"), 30 * DAY, now()).unwrap()
+    }
+
+    fn load(
+        ca: &Ca,
+        svid: &IssuedSvid,
+        now: UnixTime,
+    ) -> Result<crate::identity::Material, crate::identity::IdentityError> {
+        let set = PemSet {
+            certificate: pem("svid.pem", &svid.cert_pem),
+            private_key: pem("svid.key", &svid.key_pem),
+            bundle: pem("bundle.pem", ca.cert_pem()),
+            federation: vec![],
+        };
+        material_from_pem(&set, ca.trust_domain(), now)
+    }
+
+    /// If this fails, the development mesh has no identities.
+    #[test]
+    fn an_issued_svid_is_accepted_by_our_own_verifier() {
+        let ca = ca();
+        let svid = ca.issue(&id(WEB), DAY, now()).unwrap();
+        let material = load(&ca, &svid, now()).unwrap();
+        assert_eq!(material.svid.id().as_str(), WEB);
+        assert_eq!(material.svid.not_before(), NOW as i64 - 60, "a slow clock accepts it too");
+        assert_eq!(material.svid.not_after(), NOW as i64 + 86_400);
+        let late = load(&ca, &svid, at(NOW + 86_401)).unwrap_err();
+        assert_eq!(late.code(), SvidError::Expired { not_after: 0 }.code());
+    }
+
+    /// If this fails, `identity issue` cannot use what `identity ca` wrote.
+    #[test]
+    fn a_ca_read_back_issues_for_the_same_bundle() {
+        let first = ca();
+        let again = Ca::from_pem(first.cert_pem(), &first.key_pem()).unwrap();
+        assert_eq!(again.trust_domain(), first.trust_domain());
+        assert_eq!(again.not_after(), first.not_after());
+        let svid = again.issue(&id(RECORDS), DAY, now()).unwrap();
+        assert!(load(&first, &svid, now()).is_ok());
+    }
+
+    /// If this fails, the CA makes certificates that no verifier accepts, and nobody is told why.
+    #[test]
+    fn what_no_peer_would_accept_is_not_issued() {
+        let ca = ca();
+        let foreign = ca.issue(&id("spiffe://partner.example/gateway"), DAY, now());
+        assert!(matches!(foreign, Err(CaError::WrongTrustDomain { .. })));
+        assert!(matches!(ca.issue(&id(WEB), Duration::ZERO, now()), Err(CaError::Validity)));
+        assert!(matches!(ca.issue(&id(WEB), Duration::MAX, now()), Err(CaError::Validity)));
+        assert!(matches!(ca.issue(&id(WEB), DAY, at(NOW + 31 * 86_400)), Err(CaError::Expired { .. })));
+        let capped = ca.issue(&id(WEB), 90 * DAY, now()).unwrap();
+        assert_eq!(load(&ca, &capped, now()).unwrap().svid.not_after(), ca.not_after());
+    }
+
+    /// If this fails, a CA directory with files of two CAs issues SVIDs that nobody accepts.
+    #[test]
+    fn a_ca_that_does_not_fit_together_is_refused() {
+        let (first, second) = (ca(), ca());
+        assert!(matches!(Ca::from_pem(first.cert_pem(), &second.key_pem()), Err(CaError::KeyMismatch)));
+        assert!(matches!(Ca::from_pem(first.cert_pem(), "x"), Err(CaError::Key(_))));
+        assert!(matches!(Ca::from_pem("x", &first.key_pem()), Err(CaError::Certificate(_))));
+        let svid = first.issue(&id(WEB), DAY, now()).unwrap();
+        assert!(matches!(Ca::from_pem(&svid.cert_pem, &svid.key_pem), Err(CaError::Certificate(_))));
+        let openssl = include_str!("../../tests/fixtures/openssl/ca.pem");
+        assert!(matches!(Ca::from_pem(openssl, &first.key_pem()), Err(CaError::Certificate(_))));
+    }
+
+    /// If this fails, a CA's or a workload's key can reach a log.
+    #[test]
+    fn debug_shows_no_key() {
+        let ca = ca();
+        let shown = format!("{ca:?} {:?}", ca.issue(&id(WEB), DAY, now()).unwrap());
+        assert!(!shown.contains("BEGIN") && !shown.contains("key"), "{shown}");
+    }
+}

@@ -275,3 +275,45 @@ impl IdentityError {
 pub(crate) fn utc(unix_seconds: i64) -> String {
     jiff::Timestamp::from_second(unix_seconds).map_or_else(|_| unix_seconds.to_string(), |t| t.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// If this fails, a code changes under those who query the audit trail by it, or two reasons share one.
+    #[test]
+    fn codes_are_stable_and_texts_say_what_to_do() {
+        let reasons = [
+            SvidError::Malformed,
+            SvidError::CriticalExtension,
+            SvidError::NoUriSan,
+            SvidError::SeveralUriSans { count: 2 },
+            SvidError::SpiffeId(SpiffeIdError::NoPath),
+            SvidError::LeafIsCa,
+            SvidError::KeyUsageMissing,
+            SvidError::KeyUsageNoSignature,
+            SvidError::KeyUsageCaBits,
+            SvidError::ExtendedKeyUsage { missing: "clientAuth" },
+            SvidError::NotYetValid { not_before: 0 },
+            SvidError::Expired { not_after: 1_800_000_000 },
+            SvidError::UnknownTrustDomain { trust_domain: "a".to_owned() },
+            SvidError::UntrustedChain,
+            SvidError::AuthorityExpired,
+            SvidError::AuthorityNotYetValid,
+            SvidError::ChainConstraint,
+            SvidError::ChainTooLong,
+            SvidError::SignatureAlgorithm,
+        ];
+        let codes: Vec<_> = reasons.iter().map(SvidError::code).collect();
+        let want = "certificate_malformed critical_extension no_uri_san several_uri_sans spiffe_id_invalid leaf_is_ca \
+                    key_usage_missing key_usage_no_digital_signature key_usage_ca_bits extended_key_usage \
+                    not_yet_valid expired unknown_trust_domain untrusted_chain authority_expired \
+                    authority_not_yet_valid chain_constraint chain_too_long signature_algorithm";
+        assert_eq!(codes.join(" "), want);
+        assert_eq!(
+            reasons[11].to_string(),
+            "the certificate expired at 2027-01-15T08:00:00Z: issue a new one"
+        );
+        assert_eq!(utc(i64::MAX), i64::MAX.to_string(), "outside of the calendar");
+    }
+}

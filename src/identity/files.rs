@@ -129,3 +129,86 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, IdentityError> {
         Ok(_) => Ok(content),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Forge, NOW, WEB, domain, now};
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use tempfile::TempDir;
+
+    fn paths(dir: &Path) -> FilePaths {
+        let path = |name: &str| dir.join(name);
+        let federation = vec![(domain("partner.example"), path("partner.pem"))];
+        FilePaths {
+            certificate: path("svid.pem"),
+            private_key: path("svid.key"),
+            bundle: path("bundle.pem"),
+            federation,
+        }
+    }
+
+    fn write(dir: &Path, ca: &Forge, partner: &Forge) {
+        let leaf = ca.leaf(|_| {});
+        fs::create_dir_all(dir).unwrap();
+        fs::write(dir.join("svid.pem"), leaf.cert.pem()).unwrap();
+        fs::write(dir.join("svid.key"), &leaf.key_pem).unwrap();
+        fs::write(dir.join("bundle.pem"), ca.cert.pem()).unwrap();
+        fs::write(dir.join("partner.pem"), partner.cert.pem()).unwrap();
+    }
+
+    /// If this fails, a rotation by Kubernetes (a new directory and a swapped symlink) is not noticed or not loaded.
+    #[test]
+    fn a_symlink_swap_changes_the_digest_and_loads() {
+        let dir = TempDir::new().unwrap();
+        let (ca, partner) = (Forge::new(NOW), Forge::new(NOW));
+        write(&dir.path().join("v1"), &ca, &partner);
+        write(&dir.path().join("v2"), &ca, &partner);
+        let current = dir.path().join("current");
+        symlink("v1", &current).unwrap();
+        let (paths, own) = (paths(&current), domain("hospital.local"));
+        let first = digest(&paths).unwrap();
+        let material = load(&paths, &own, now()).unwrap();
+        assert_eq!(material.svid.id().as_str(), WEB);
+        assert!(material.bundles.get("partner.example").is_some());
+        assert_eq!(digest(&paths).unwrap(), first, "unchanged content");
+
+        symlink("v2", dir.path().join("next")).unwrap();
+        fs::rename(dir.path().join("next"), &current).unwrap();
+        assert_ne!(digest(&paths).unwrap(), first);
+        let rotated = load(&paths, &own, now()).unwrap();
+        assert_ne!(rotated.svid.leaf_sha256_hex(), material.svid.leaf_sha256_hex());
+    }
+
+    /// If this fails, a change that only moves bytes between the files is taken for no change.
+    #[test]
+    fn the_digest_knows_where_one_file_ends() {
+        let dir = TempDir::new().unwrap();
+        let paths = paths(dir.path());
+        let write_four = |contents: [&str; 4]| {
+            for (name, content) in ["svid.pem", "svid.key", "bundle.pem", "partner.pem"].iter().zip(contents)
+            {
+                fs::write(dir.path().join(name), content).unwrap();
+            }
+            digest(&paths).unwrap()
+        };
+        let digests = [["ab", "c", "", ""], ["a", "bc", "", ""], ["", "", "ab", "c"], ["", "", "a", "bc"]]
+            .map(write_four);
+        for (at, digest) in digests.iter().enumerate() {
+            assert!(!digests[at + 1..].contains(digest), "{at}");
+        }
+    }
+
+    /// If this fails, a missing file is an error without a name, or a huge one fills the memory.
+    #[test]
+    fn unreadable_and_huge_files_are_refused_by_name() {
+        let dir = TempDir::new().unwrap();
+        let missing = read_file(&dir.path().join("none.pem")).unwrap_err();
+        assert_eq!(missing.code(), "file_unreadable");
+        assert!(missing.to_string().contains("none.pem"), "{missing}");
+        let huge = dir.path().join("huge.pem");
+        File::create(&huge).unwrap().set_len(MAX_FILE_BYTES + 1).unwrap();
+        assert_eq!(read_file(&huge).unwrap_err().code(), "file_too_large");
+    }
+}

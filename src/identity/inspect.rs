@@ -186,3 +186,55 @@ fn key_name(cert: &X509Certificate<'_>) -> String {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Forge, NOW, WEB, at, now, pem, uri};
+    use super::*;
+
+    /// If this fails, `inspect` says something else than a handshake would.
+    #[test]
+    fn the_verdict_is_that_of_a_handshake() {
+        let (ca, other) = (Forge::new(NOW), Forge::new(NOW));
+        let (certificate, own, foreign) = (ca.leaf(|_| {}).cert.pem(), ca.cert.pem(), other.cert.pem());
+        let look = |bundle: Option<&str>, time| {
+            let bundle = bundle.map(|text| pem("bundle.pem", text));
+            inspect(pem("svid.pem", &certificate), bundle, time).unwrap()
+        };
+        let code = |report: Report| report.reason.map(|reason| reason.code);
+        let good = look(Some(&own), now());
+        assert!(good.valid && good.chain_checked);
+        assert_eq!((good.spiffe_id.as_deref(), good.expires_in_seconds), (Some(WEB), Some(3_600)));
+        let alone = look(None, now());
+        assert!(alone.valid && !alone.chain_checked);
+        assert_eq!(code(look(Some(&foreign), now())), Some("untrusted_chain"));
+        let late = look(None, at(NOW + 3_700));
+        assert_eq!(late.expires_in_seconds, Some(-100));
+        assert_eq!(code(late), Some("expired"));
+        let ca_file = inspect(pem("ca.pem", &own), None, now()).unwrap();
+        assert_eq!(ca_file.reason.map(|reason| reason.code), Some("leaf_is_ca"));
+        assert!(inspect(pem("svid.key", "x"), None, now()).is_err());
+    }
+
+    /// If this fails, programs that read the JSON report break.
+    #[test]
+    fn the_json_form_is_stable() {
+        let ca = Forge::new(NOW);
+        let leaf = ca.leaf(|p| p.subject_alt_names.push(uri("spiffe://hospital.local/second")));
+        let text = leaf.cert.pem() + &ca.cert.pem();
+        let report = serde_json::json!(inspect(pem("svid.pem", &text), None, now()).unwrap());
+        assert_eq!(report["valid"], false);
+        assert_eq!(report["reason"]["code"], "several_uri_sans");
+        assert_eq!(report["chain_checked"], false);
+        let [leaf, root] = report["certificates"].as_array().unwrap().as_slice() else { panic!("{report}") };
+        assert_eq!(leaf["uri_sans"], serde_json::json!([WEB, "spiffe://hospital.local/second"]));
+        assert_eq!(leaf["key_usage"], serde_json::json!(["digitalSignature"]));
+        assert_eq!(leaf["extended_key_usage"], serde_json::json!(["clientAuth", "serverAuth"]));
+        assert_eq!((&leaf["key"], &leaf["ca"]), (&"ECDSA P-256".into(), &false.into()));
+        assert_eq!(leaf["not_before"], "2027-01-15T07:00:00Z");
+        assert_eq!(leaf["not_after"], "2027-01-15T09:00:00Z");
+        assert_eq!((&leaf["subject"], &leaf["issuer"]), (&"CN=leaf".into(), &"CN=Test Root".into()));
+        assert_eq!(leaf["sha256"].as_str().unwrap().len(), 64);
+        assert_eq!((&root["ca"], &root["key_usage"]), (&true.into(), &serde_json::json!(["keyCertSign"])));
+    }
+}

@@ -4,8 +4,13 @@
 
 use rustls_pki_types::{CertificateDer, UnixTime};
 use webpki::EndEntityCert;
+use x509_parser::asn1_rs::Oid;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{ExtendedKeyUsage, GeneralName, KeyUsage, ParsedExtension};
+use x509_parser::oid_registry::{
+    OID_X509_EXT_BASIC_CONSTRAINTS, OID_X509_EXT_EXTENDED_KEY_USAGE, OID_X509_EXT_KEY_USAGE,
+    OID_X509_EXT_SUBJECT_ALT_NAME,
+};
 use x509_parser::prelude::FromDer;
 
 use super::{SpiffeId, SvidError};
@@ -56,8 +61,11 @@ impl Leaf {
             _ => SvidError::Malformed,
         })?;
         let extensions = Extensions::read(&cert)?;
+        if extensions.ca {
+            return Err(SvidError::LeafIsCa); // before its names: those of a CA are no workload's, and the reason is this
+        }
         let id = extensions.spiffe_id()?;
-        extensions.check_leaf()?;
+        extensions.check_key_usage()?;
         // Without the extension every use is allowed (RFC 5280 section 4.2.1.12).
         let (client_auth, server_auth) =
             extensions.extended.map_or((true, true), |e| (e.client_auth, e.server_auth));
@@ -112,7 +120,7 @@ pub(crate) struct Extensions<'a> {
 
 impl<'a> Extensions<'a> {
     /// # Errors
-    /// [`SvidError::Malformed`] if one cannot be read or appears twice.
+    /// [`SvidError::Malformed`] if one of them cannot be read, or any extension appears twice.
     pub(crate) fn read(cert: &'a X509Certificate<'a>) -> Result<Self, SvidError> {
         cert.extensions_map().map_err(|_| SvidError::Malformed)?;
         let mut found = Self::default();
@@ -125,17 +133,19 @@ impl<'a> Extensions<'a> {
                     found.ca = basic.ca;
                     found.path_len = basic.path_len_constraint;
                 }
-                ParsedExtension::ParseError { .. } => return Err(SvidError::Malformed),
+                ParsedExtension::ParseError { .. } if decides(&extension.oid) => {
+                    return Err(SvidError::Malformed);
+                }
                 _ => {}
             }
-        }
-        if found.names.iter().any(|name| matches!(name, GeneralName::Invalid(..))) {
-            return Err(SvidError::Malformed);
         }
         Ok(found)
     }
 
     fn spiffe_id(&self) -> Result<SpiffeId, SvidError> {
+        if self.names.iter().any(|name| matches!(name, GeneralName::Invalid(..))) {
+            return Err(SvidError::Malformed); // it could be a second URI
+        }
         let mut uris = self.names.iter().filter_map(|name| match name {
             GeneralName::URI(uri) => Some(*uri),
             _ => None, // DNS names and addresses may stand beside the ID and never are one (X509-SVID section 2)
@@ -147,11 +157,8 @@ impl<'a> Extensions<'a> {
         }
     }
 
-    /// X509-SVID sections 4.2 and 4.3 and 5.2: a leaf is no CA, may sign handshakes, and signs nothing else.
-    fn check_leaf(&self) -> Result<(), SvidError> {
-        if self.ca {
-            return Err(SvidError::LeafIsCa);
-        }
+    /// X509-SVID sections 4.3 and 5.2: a leaf may sign handshakes, and no certificates or CRLs.
+    fn check_key_usage(&self) -> Result<(), SvidError> {
         let usage = self.usage.ok_or(SvidError::KeyUsageMissing)?;
         if usage.key_cert_sign() || usage.crl_sign() {
             Err(SvidError::KeyUsageCaBits)
@@ -161,6 +168,17 @@ impl<'a> Extensions<'a> {
             Ok(())
         }
     }
+}
+
+/// Whether this module reads the extension. Others may have any content: an enterprise CA's bundle must still load.
+fn decides(oid: &Oid<'_>) -> bool {
+    [
+        OID_X509_EXT_SUBJECT_ALT_NAME,
+        OID_X509_EXT_KEY_USAGE,
+        OID_X509_EXT_EXTENDED_KEY_USAGE,
+        OID_X509_EXT_BASIC_CONSTRAINTS,
+    ]
+    .contains(oid)
 }
 
 /// Lower-case hexadecimal of the SHA-256 of a DER certificate: what an audit event calls `cert_sha256`.
@@ -176,4 +194,149 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 pub(crate) fn unix_seconds(time: UnixTime) -> i64 {
     i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::SpiffeIdError;
+    use super::super::testing::{Forge, NOW, WEB, at, now, uri};
+    use super::*;
+    use proptest::prelude::*;
+    use rcgen::{
+        BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose as Eku, IsCa,
+        KeyUsagePurpose as Ku, SanType,
+    };
+
+    const KEY_USAGE_OID: [u64; 4] = [2, 5, 29, 15];
+    const UNKNOWN_OID: [u64; 4] = [1, 2, 3, 4];
+
+    fn parse(change: impl FnOnce(&mut CertificateParams)) -> Result<Leaf, SvidError> {
+        Leaf::parse(Forge::new(NOW).leaf(change).cert.der())
+    }
+
+    /// If this fails, a certificate that the SPIFFE standard refuses gives an identity.
+    #[test]
+    fn each_leaf_rule_has_its_own_reason() {
+        let dns = || SanType::DnsName("web.clinic".try_into().unwrap());
+        let path_error = |error| Err(SvidError::SpiffeId(error));
+        assert_eq!(parse(|p| p.subject_alt_names = vec![]), Err(SvidError::NoUriSan));
+        assert_eq!(parse(|p| p.subject_alt_names = vec![dns()]), Err(SvidError::NoUriSan));
+        let twice = parse(|p| p.subject_alt_names.push(uri("spiffe://hospital.local/b")));
+        assert_eq!(twice, Err(SvidError::SeveralUriSans { count: 2 }));
+        assert_eq!(
+            parse(|p| p.subject_alt_names.push(uri(WEB))),
+            Err(SvidError::SeveralUriSans { count: 2 })
+        );
+        let other = parse(|p| p.subject_alt_names.push(uri("https://hospital.local/b")));
+        assert_eq!(other, Err(SvidError::SeveralUriSans { count: 2 }));
+        let root_id = parse(|p| p.subject_alt_names = vec![uri("spiffe://hospital.local")]);
+        assert_eq!(root_id, path_error(SpiffeIdError::NoPath));
+        let upper = parse(|p| p.subject_alt_names = vec![uri("SPIFFE://hospital.local/a")]);
+        assert_eq!(upper, path_error(SpiffeIdError::Scheme));
+        assert_eq!(parse(|p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)), Err(SvidError::LeafIsCa));
+        assert_eq!(parse(|p| p.key_usages = vec![]), Err(SvidError::KeyUsageMissing));
+        assert_eq!(parse(|p| p.key_usages = vec![Ku::KeyAgreement]), Err(SvidError::KeyUsageNoSignature));
+        assert_eq!(parse(|p| p.key_usages.push(Ku::KeyCertSign)), Err(SvidError::KeyUsageCaBits));
+        assert_eq!(parse(|p| p.key_usages.push(Ku::CrlSign)), Err(SvidError::KeyUsageCaBits));
+        let unknown = CustomExtension::from_oid_content(&UNKNOWN_OID, vec![5, 0]);
+        let mut critical = unknown.clone();
+        critical.set_criticality(true);
+        assert_eq!(parse(|p| p.custom_extensions.push(critical)), Err(SvidError::CriticalExtension));
+        assert!(parse(|p| p.custom_extensions.push(unknown)).is_ok());
+        let no_policies = CustomExtension::from_oid_content(&[2, 5, 29, 32], vec![5, 0]);
+        assert!(
+            parse(|p| p.custom_extensions.push(no_policies)).is_ok(),
+            "an unreadable extension that decides nothing"
+        );
+        let no_usage = CustomExtension::from_oid_content(&KEY_USAGE_OID, vec![4, 0]);
+        let unreadable = parse(|p| {
+            p.key_usages = vec![];
+            p.custom_extensions.push(no_usage);
+        });
+        assert_eq!(unreadable, Err(SvidError::Malformed), "and one that does");
+        let not_ca = CustomExtension::from_oid_content(&[2, 5, 29, 19], vec![4, 0]);
+        let unreadable = parse(|p| {
+            p.is_ca = IsCa::NoCa;
+            p.custom_extensions.push(not_ca);
+        });
+        assert_eq!(unreadable, Err(SvidError::Malformed));
+        let not_utf8 = CustomExtension::from_oid_content(&[2, 5, 29, 17], vec![0x30, 3, 0x86, 1, 0xff]);
+        let unreadable = parse(|p| {
+            p.subject_alt_names = vec![];
+            p.custom_extensions.push(not_utf8);
+        });
+        assert_eq!(unreadable, Err(SvidError::Malformed));
+        let doubled = CustomExtension::from_oid_content(&KEY_USAGE_OID, vec![3, 2, 7, 0x80]);
+        assert_eq!(parse(|p| p.custom_extensions.push(doubled)), Err(SvidError::Malformed));
+    }
+
+    /// If this fails, SVIDs of other issuers (a DNS name beside the ID, no extendedKeyUsage, no basicConstraints) are
+    /// refused without need.
+    #[test]
+    fn what_the_standard_allows_is_accepted() {
+        let dns = SanType::DnsName("web.clinic".try_into().unwrap());
+        assert_eq!(parse(|p| p.subject_alt_names.push(dns)).unwrap().id.as_str(), WEB);
+        assert!(parse(|p| p.is_ca = IsCa::NoCa).is_ok());
+        assert!(parse(|p| p.extended_key_usages = vec![]).unwrap().check_usage(Usage::Both).is_ok());
+        assert!(parse(|p| p.key_usages.extend([Ku::KeyEncipherment, Ku::KeyAgreement])).is_ok());
+        assert!(
+            parse(|p| p.distinguished_name = rcgen::DistinguishedName::new()).is_ok(),
+            "the SAN is critical then"
+        );
+    }
+
+    /// If this fails, a certificate made for one side of a connection works on the other.
+    #[test]
+    fn extended_key_usage_must_cover_the_role() {
+        let missing = |missing| Err(SvidError::ExtendedKeyUsage { missing });
+        let client = parse(|p| p.extended_key_usages = vec![Eku::ClientAuth]).unwrap();
+        assert_eq!(client.check_usage(Usage::Client), Ok(()));
+        assert_eq!(client.check_usage(Usage::Server), missing("serverAuth"));
+        assert_eq!(client.check_usage(Usage::Both), missing("serverAuth"));
+        let server = parse(|p| p.extended_key_usages = vec![Eku::ServerAuth]).unwrap();
+        assert_eq!(server.check_usage(Usage::Client), missing("clientAuth"));
+        assert_eq!(server.check_usage(Usage::Server), Ok(()));
+        let neither = parse(|p| p.extended_key_usages = vec![Eku::CodeSigning, Eku::Any]).unwrap();
+        assert_eq!(neither.check_usage(Usage::Client), missing("clientAuth"));
+    }
+
+    /// If this fails, an SVID is used outside of its validity, or is refused in its first or last second.
+    #[test]
+    fn both_ends_belong_to_the_validity() {
+        let leaf = parse(|_| {}).unwrap();
+        let (first, last) = (NOW - 3_600, NOW + 3_600);
+        assert_eq!((leaf.not_before, leaf.not_after), (first as i64, last as i64));
+        assert_eq!(leaf.check_time(at(first - 1)), Err(SvidError::NotYetValid { not_before: first as i64 }));
+        assert_eq!(leaf.check_time(at(first)), Ok(()));
+        assert_eq!(leaf.check_time(now()), Ok(()));
+        assert_eq!(leaf.check_time(at(last)), Ok(()));
+        assert_eq!(leaf.check_time(at(last + 1)), Err(SvidError::Expired { not_after: last as i64 }));
+        assert_eq!(leaf.check_time(at(u64::MAX)), Err(SvidError::Expired { not_after: last as i64 }));
+    }
+
+    /// If this fails, bytes after the certificate are carried along unread.
+    #[test]
+    fn trailing_and_missing_bytes_are_refused() {
+        let der = Forge::new(NOW).leaf(|_| {}).cert.der().to_vec();
+        let longer = [der.as_slice(), &[0]].concat();
+        assert_eq!(Leaf::parse(&longer.into()), Err(SvidError::Malformed));
+        for length in 0..der.len() {
+            assert_eq!(Leaf::parse(&der[..length].into()), Err(SvidError::Malformed), "{length} bytes");
+        }
+    }
+
+    proptest! {
+        /// If this fails, a peer can crash a worker with a certificate.
+        #[test]
+        fn no_damaged_certificate_panics(changes in proptest::collection::vec((any::<usize>(), any::<u8>()), 1..6)) {
+            const PEM: &str = include_str!("../../tests/fixtures/openssl/sec1.pem");
+            let chain = crate::identity::material::read_chain(crate::identity::testing::pem("svid.pem", PEM));
+            let mut der = chain.unwrap()[0].to_vec();
+            for (at, byte) in changes {
+                let at = at % der.len();
+                der[at] = byte;
+            }
+            let _ = Leaf::parse(&der.into());
+        }
+    }
 }

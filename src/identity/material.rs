@@ -196,3 +196,183 @@ fn read_key(pem: PemFile<'_>) -> Result<(usize, PrivateKeyDer<'static>), Identit
     }
     found.ok_or_else(|| IdentityError::NoPrivateKey { file: file() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::PemError;
+    use super::super::testing::{Forge, Forged, NOW, WEB, domain, now, pem, validity};
+    use super::*;
+
+    /// A set that loads, as texts a test can spoil.
+    struct Texts {
+        certificate: String,
+        key: String,
+        bundle: String,
+    }
+
+    fn texts(ca: &Forge, leaf: &Forged) -> Texts {
+        Texts { certificate: leaf.cert.pem(), key: leaf.key_pem.clone(), bundle: ca.cert.pem() }
+    }
+
+    fn right() -> Texts {
+        let ca = Forge::new(NOW);
+        texts(&ca, &ca.leaf(|_| {}))
+    }
+
+    fn load(texts: &Texts) -> Result<Material, IdentityError> {
+        let set = PemSet {
+            certificate: pem("svid.pem", &texts.certificate),
+            private_key: pem("svid.key", &texts.key),
+            bundle: pem("bundle.pem", &texts.bundle),
+            federation: vec![],
+        };
+        material_from_pem(&set, &domain("hospital.local"), now())
+    }
+
+    fn code_and_text(texts: &Texts) -> (&'static str, String) {
+        let error = load(texts).unwrap_err();
+        (error.code(), error.to_string())
+    }
+
+    /// If this fails, SVIDs made with plain openssl, in any of its key formats, do not work.
+    #[test]
+    fn svids_made_by_openssl_load() {
+        macro_rules! fixture {
+            ($name:literal) => {
+                include_str!(concat!("../../tests/fixtures/openssl/", $name))
+            };
+        }
+        let table = [
+            (fixture!("sec1.pem"), fixture!("sec1.key"), "sec1"),
+            (fixture!("pkcs1.pem"), fixture!("pkcs1.key"), "pkcs1"),
+            (fixture!("pkcs8.pem"), fixture!("pkcs8.key"), "pkcs8"),
+            (fixture!("p384.pem"), fixture!("p384.key"), "p384"),
+        ];
+        for (certificate, key, name) in table {
+            let texts =
+                Texts { certificate: certificate.into(), key: key.into(), bundle: fixture!("ca.pem").into() };
+            let material = load(&texts).unwrap();
+            assert_eq!(material.svid.id().path(), format!("/ns/clinic/sa/{name}"));
+        }
+        let encrypted = Texts {
+            certificate: fixture!("sec1.pem").into(),
+            key: fixture!("encrypted.key").into(),
+            bundle: fixture!("ca.pem").into(),
+        };
+        let error = load(&encrypted).unwrap_err();
+        assert!(
+            matches!(error, IdentityError::Pem { error: PemError::Encrypted { line: 1 }, .. }),
+            "{error}"
+        );
+    }
+
+    /// If this fails, audit events and the admin page name a wrong identity, expiry or fingerprint.
+    #[test]
+    fn a_right_set_gives_the_svid_and_its_bundles() {
+        let ca = Forge::new(NOW);
+        let middle = ca.intermediate("Middle", |_| {});
+        let leaf = middle.leaf(|_| {});
+        let mut texts = texts(&ca, &leaf);
+        texts.certificate += &middle.cert.pem();
+        let Material { svid, bundles } = load(&texts).unwrap();
+        assert_eq!(svid.id().as_str(), WEB);
+        assert_eq!(svid.chain(), [leaf.cert.der().clone(), middle.cert.der().clone()]);
+        assert_eq!((svid.not_before(), svid.not_after()), (NOW as i64 - 3_600, NOW as i64 + 3_600));
+        assert_eq!(svid.leaf_sha256_hex(), certificate_sha256_hex(leaf.cert.der()));
+        assert_eq!(svid.leaf_sha256_hex().len(), 64);
+        assert_eq!(bundles.trust_domains().map(TrustDomain::as_str).collect::<Vec<_>>(), ["hospital.local"]);
+    }
+
+    /// If this fails, a rotation seen half-way is taken for good, or is reported as something else.
+    #[test]
+    fn a_torn_pair_is_told_apart() {
+        let ca = Forge::new(NOW);
+        let (old, new) = (ca.leaf(|_| {}), ca.leaf(|_| {}));
+        let torn = Texts { key: old.key_pem.clone(), ..texts(&ca, &new) };
+        let (code, text) = code_and_text(&torn);
+        assert_eq!(code, "key_mismatch");
+        assert!(
+            text.starts_with("svid.key: the private key does not belong to the certificate in svid.pem"),
+            "{text}"
+        );
+    }
+
+    /// If this fails, a sidecar starts with an identity that no peer accepts, or that is not its own.
+    #[test]
+    fn a_set_that_no_peer_would_accept_is_refused() {
+        let ca = Forge::new(NOW);
+        let wrong = |leaf: &Forged| code_and_text(&texts(&ca, leaf)).0;
+        assert_eq!(wrong(&ca.leaf(|p| validity(p, NOW, -7_200, -1))), "expired");
+        assert_eq!(wrong(&ca.leaf(|p| validity(p, NOW, 1, 7_200))), "not_yet_valid");
+        assert_eq!(wrong(&ca.leaf(|p| p.subject_alt_names = vec![])), "no_uri_san");
+        assert_eq!(wrong(&ca.leaf(|p| p.extended_key_usages.truncate(1))), "extended_key_usage");
+        assert_eq!(wrong(&ca.svid("spiffe://partner.example/gateway")), "wrong_trust_domain");
+        let foreign = Texts { bundle: Forge::new(NOW).cert.pem(), ..right() };
+        let (code, text) = code_and_text(&foreign);
+        assert_eq!(code, "untrusted_chain");
+        assert!(text.starts_with("svid.pem: not a valid SVID: no CA in the bundle"), "{text}");
+    }
+
+    /// If this fails, an operator is not told which file and line is wrong.
+    #[test]
+    fn every_wrong_file_is_named() {
+        let Texts { certificate, key, bundle } = right();
+        let with = |certificate: &str, key: &str, bundle: &str| {
+            let texts = Texts { certificate: certificate.into(), key: key.into(), bundle: bundle.into() };
+            let (code, text) = code_and_text(&texts);
+            (code, text.split(": ").next().unwrap().to_owned())
+        };
+        let is = |code, place: &str| (code, place.to_owned());
+        assert_eq!(with("", &key, &bundle), is("certificate_missing", "svid.pem"));
+        assert_eq!(with(&certificate, "", &bundle), is("private_key_missing", "svid.key"));
+        assert_eq!(with(&certificate, &key, ""), is("certificate_missing", "bundle.pem"));
+        assert_eq!(with(&certificate[..80], &key, &bundle), is("pem_malformed", "svid.pem:1"));
+        let lines = key.lines().count() + 1;
+        let twice = format!("{key}{key}");
+        assert_eq!(
+            with(&certificate, &twice, &bundle),
+            is("several_private_keys", &format!("svid.key:{lines}"))
+        );
+        let not_a_key = "\n-----BEGIN PRIVATE KEY-----\nAAEC\n-----END PRIVATE KEY-----\n";
+        assert_eq!(with(&certificate, not_a_key, &bundle), is("private_key_unsupported", "svid.key:2"));
+        let lines = bundle.lines().count() + 1;
+        assert_eq!(
+            with(&certificate, &key, &format!("{bundle}{key}")),
+            is("private_key_in_bundle", &format!("bundle.pem:{lines}"))
+        );
+        assert_eq!(
+            with(&certificate, &key, &format!("{bundle}{certificate}")),
+            is("bundle_not_ca", &format!("bundle.pem:{lines}"))
+        );
+    }
+
+    /// If this fails, one of two bundles for a trust domain wins by its position in the configuration.
+    #[test]
+    fn a_trust_domain_is_named_once() {
+        let (texts, partner) = (right(), Forge::new(NOW).cert.pem());
+        let set = |federation| PemSet {
+            certificate: pem("svid.pem", &texts.certificate),
+            private_key: pem("svid.key", &texts.key),
+            bundle: pem("bundle.pem", &texts.bundle),
+            federation,
+        };
+        let (own, other) = (domain("hospital.local"), domain("partner.example"));
+        let load = |set| material_from_pem(&set, &own, now());
+        let material = load(set(vec![(&other, pem("partner.pem", &partner))])).unwrap();
+        assert!(material.bundles.get("partner.example").is_some());
+        for federation in [vec![&own], vec![&other, &other]] {
+            let federation =
+                federation.into_iter().map(|name| (name, pem("partner.pem", &partner))).collect();
+            let error = load(set(federation)).unwrap_err();
+            assert_eq!(error.code(), "duplicate_trust_domain");
+        }
+    }
+
+    /// If this fails, a private key can reach a log.
+    #[test]
+    fn debug_shows_no_key() {
+        let texts = right();
+        let shown = format!("{:?}", load(&texts).unwrap().svid);
+        assert!(shown.contains(WEB) && !shown.to_lowercase().contains("key"), "{shown}");
+    }
+}

@@ -16,9 +16,12 @@ mod material;
 mod pattern;
 mod pem;
 mod spiffe_id;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use bundle::{Bundle, Bundles, MAX_INTERMEDIATES};
 pub use ca::{Ca, CaError, IssuedSvid};
+pub(crate) use error::utc;
 pub use error::{AnchorError, IdentityError, SvidError};
 pub use files::{FileContents, FilePaths, digest, load};
 pub use leaf::{Leaf, Usage, certificate_sha256_hex};

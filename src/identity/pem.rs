@@ -135,3 +135,57 @@ impl Open<'_> {
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const BLOCK: &str = "-----BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n";
+
+    fn error(text: &str) -> PemError {
+        items(text.as_bytes()).err().unwrap()
+    }
+
+    /// If this fails, files with comments, Windows line ends or blocks of other kinds do not load.
+    #[test]
+    fn blocks_are_found_with_their_lines() {
+        let other = "-----BEGIN EC PARAMETERS-----\nBggq\n-----END EC PARAMETERS-----\n";
+        let text = format!("Subject: CN=web\n\n{BLOCK}{other}{}", BLOCK.replace('\n', "\r\n"));
+        let found = items(text.as_bytes()).unwrap();
+        assert_eq!(found.iter().map(|item| item.line).collect::<Vec<_>>(), [3, 9]);
+        for item in &found {
+            assert!(matches!(&item.content, Content::Certificate(der) if der.as_ref() == [0, 1, 2]));
+        }
+        assert!(items(b"").unwrap().is_empty());
+        assert!(items(b"no blocks").unwrap().is_empty());
+        assert_eq!(items(BLOCK.trim_end().as_bytes()).unwrap().len(), 1, "no newline at the end");
+    }
+
+    /// If this fails, an operator looks for the mistake in the wrong line, or a damaged file is half read.
+    #[test]
+    fn mistakes_are_named_with_their_line() {
+        let label = || "CERTIFICATE".to_owned();
+        assert_eq!(error("\n-----BEGIN CERTIFICATE\n"), PemError::BeginLine { line: 2 });
+        assert_eq!(error(&BLOCK[..40]), PemError::Unterminated { line: 1, label: label() });
+        let cut = format!("-----BEGIN CERTIFICATE-----\nAAEC\n{BLOCK}");
+        assert_eq!(error(&cut), PemError::Unterminated { line: 1, label: label() });
+        assert_eq!(error("a\n-----END CERTIFICATE-----\n"), PemError::EndLine { line: 2 });
+        assert_eq!(error(&BLOCK.replace("END CERTIFICATE", "END X")), PemError::EndLine { line: 3 });
+        assert_eq!(error(&BLOCK.replace("AAEC", "A!EC")), PemError::Base64 { line: 1, label: label() });
+        let encrypted = BLOCK.replace("CERTIFICATE", "ENCRYPTED PRIVATE KEY");
+        assert_eq!(error(&encrypted), PemError::Encrypted { line: 1 });
+        let old_style =
+            "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAAEC\n-----END RSA PRIVATE KEY-----";
+        assert_eq!(error(old_style), PemError::Encrypted { line: 1 });
+        assert_eq!(error("0\u{1}\u{1}"), PemError::Der);
+    }
+
+    proptest! {
+        /// If this fails, a damaged file stops a running sidecar instead of being refused.
+        #[test]
+        fn no_text_panics(text in "(-----BEGIN |-----END |CERTIFICATE|-----|\n|AAEC|PRIVATE KEY|[ -~]|\\PC){0,40}") {
+            let _ = items(text.as_bytes());
+        }
+    }
+}

@@ -16,7 +16,8 @@ pub fn peer_error(error: &io::Error) -> Option<&PeerError> {
 
 /// The stable snake_case code of a failed handshake, for audit events and metrics.
 ///
-/// That of [`peer_error`] where there is one; else `no_certificate`, `tls_version`, `not_tls` (the first bytes were not a
+/// That of [`peer_error`] where there is one; else `no_certificate`, `key_not_proved` (the peer showed a certificate and
+/// could not sign with its key), `tls_version`, `not_tls` (the first bytes were not a
 /// TLS record, often plain HTTP), `no_common_protocol` (ALPN, cipher or group), `peer_alert` (the peer refused us),
 /// `handshake_aborted` (closed or timed out half-way), or `tls_error`.
 pub fn handshake_code(error: &io::Error) -> &'static str {
@@ -45,6 +46,7 @@ fn tls_code(error: &Error) -> &'static str {
     use PeerIncompatible as P;
     match error {
         Error::NoCertificatesPresented => PeerError::NoCertificate.code(),
+        Error::InvalidCertificate(CertificateError::BadSignature) => "key_not_proved",
         Error::AlertReceived(_) => "peer_alert",
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => "not_tls",
         Error::PeerIncompatible(

@@ -7,6 +7,8 @@
 mod failure;
 mod peer;
 mod settings;
+#[cfg(test)]
+mod tests;
 mod verify;
 
 pub use failure::{handshake_code, peer_error};

@@ -2,7 +2,7 @@
 
 use rustls::CommonState;
 
-use crate::identity::{Leaf, SpiffeId, SvidError, certificate_sha256_hex};
+use crate::identity::{Leaf, SpiffeId, SvidError, certificate_sha256_hex, utc};
 
 /// The verified peer of a connection. Make it once, when the handshake is done, and keep it with the connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +37,12 @@ pub enum PeerError {
     /// The peer has shown no certificate.
     #[error("the peer has shown no certificate: both sides of a mesh connection need an SVID")]
     NoCertificate,
+    /// Our own SVID has expired: no handshake is completed until a new one is loaded.
+    #[error("this workload's own SVID expired at {}: no new one came from its source", utc(*.not_after))]
+    OwnSvidExpired {
+        /// End of our SVID's validity, Unix seconds.
+        not_after: i64,
+    },
 }
 
 /// The peer of `connection`, whose handshake is done.
@@ -62,6 +68,7 @@ impl PeerError {
             Self::Svid { reason, .. } => reason.code(),
             Self::NotAllowed { .. } => "peer_not_allowed",
             Self::NoCertificate => "no_certificate",
+            Self::OwnSvidExpired { .. } => "own_svid_expired",
         }
     }
 
@@ -70,7 +77,7 @@ impl PeerError {
         match self {
             Self::Svid { claimed, .. } => claimed.as_ref(),
             Self::NotAllowed { id } => Some(id),
-            Self::NoCertificate => None,
+            Self::NoCertificate | Self::OwnSvidExpired { .. } => None,
         }
     }
 }

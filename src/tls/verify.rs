@@ -133,6 +133,11 @@ fn verify_svid(
     usage: Usage,
     now: UnixTime,
 ) -> Result<Leaf, PeerError> {
+    // Ours first: the peer may not look, and who has no valid identity gives and gets no access.
+    let not_after = material.svid.not_after();
+    if now.as_secs() > not_after.max(0).unsigned_abs() {
+        return Err(PeerError::OwnSvidExpired { not_after });
+    }
     let leaf = Leaf::parse(end_entity).map_err(|reason| PeerError::Svid { reason, claimed: None })?;
     match material.bundles.verify(&leaf, end_entity, intermediates, usage, now) {
         Ok(()) => Ok(leaf),
