@@ -25,7 +25,7 @@
 
 pub mod admin;
 pub mod audit;
-//C pub mod cli;
+pub mod cli;
 //C pub mod collector;
 pub mod config;
 //C pub mod dev;

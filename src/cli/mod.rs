@@ -2,11 +2,11 @@
 //!
 //! Exit codes everywhere: 0 done, allowed or valid; 1 the answer is no; 2 usage, or an input that cannot be read.
 
-pub mod audit;
-pub mod collect;
-pub mod dev;
+//C pub mod audit;
+//C pub mod collect;
+//C pub mod dev;
 pub mod identity;
-pub mod policy;
+//C pub mod policy;
 pub mod run;
 
 use std::process::ExitCode;
@@ -27,17 +27,17 @@ enum Command {
     /// Run the sidecar.
     Run(run::RunArgs),
     /// Run a whole mesh on this machine, with nothing installed.
-    Dev(dev::DevArgs),
+//C     Dev(dev::DevArgs),
     /// Load a configuration and all it names exactly as `run` would, and start nothing.
     Check(run::CheckArgs),
     /// Tools for the policy file.
-    #[command(subcommand)]
-    Policy(policy::PolicyCommand),
+//C     #[command(subcommand)]
+//C     Policy(policy::PolicyCommand),
     /// Tools for the audit trail, on a spool or a collector's store.
-    #[command(subcommand)]
-    Audit(audit::AuditCommand),
+//C     #[command(subcommand)]
+//C     Audit(audit::AuditCommand),
     /// Run the embedded collector: receive, verify and store audit events.
-    Collect(collect::CollectArgs),
+//C     Collect(collect::CollectArgs),
     /// A development CA, SVIDs from it, and a look at any SVID.
     #[command(subcommand)]
     Identity(identity::IdentityCommand),
@@ -47,11 +47,11 @@ enum Command {
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run::run(args),
-        Command::Dev(args) => dev::dev(args),
+//C         Command::Dev(args) => dev::dev(args),
         Command::Check(args) => run::check(args),
-        Command::Policy(command) => policy::run(command),
-        Command::Audit(command) => audit::run(command),
-        Command::Collect(args) => collect::collect(args),
+//C         Command::Policy(command) => policy::run(command),
+//C         Command::Audit(command) => audit::run(command),
+//C         Command::Collect(args) => collect::collect(args),
         Command::Identity(command) => identity::run(command),
     }
 }

@@ -1,0 +1,158 @@
+//! Who gets through, and what the trail says of it: two sidecars and an app on real sockets.
+
+mod common;
+
+use axum::Router;
+use axum::http::HeaderMap;
+use axum::routing::get;
+use common::{Mesh, RECORDS, Setup, WEB, client, nobody, serve};
+
+fn app() -> Router {
+    Router::new()
+        .route("/fhir/Patient/{id}", get(|| async { "a chart" }))
+        .route("/open/headers", get(|headers: HeaderMap| async move { format!("{headers:#?}") }))
+}
+
+/// If this fails, the product does nothing: an allowed request must arrive, and leave exactly two events.
+#[tokio::test]
+async fn an_allowed_request_arrives_and_leaves_two_events() {
+    let mesh = Mesh::of(app()).await;
+    let reply = client::get(mesh.outbound(), "/fhir/Patient/4711").await;
+    assert_eq!((reply.status, reply.text()), (200, "a chart"));
+
+    let (records, web) = mesh.trails().await;
+    assert_eq!(records.reasons(), ["rule"]);
+    let decision = records.decisions()[0];
+    assert_eq!(decision["subject"]["spiffe_id"], WEB);
+    assert_eq!(decision["http"]["template"], "/fhir/Patient/{id}");
+    assert_eq!(decision["decision"]["rule"], "read-patient");
+    assert_eq!(decision["decision"]["role"], "chart-read");
+    assert_eq!(decision["decision"]["policy_revision"], "r1");
+    assert_eq!(decision["conn"]["tls_version"], "1.3");
+    assert_eq!(decision["conn"]["alpn"], "h2");
+    let completion = records.completions()[0];
+    assert_eq!(completion["request"]["id"], decision["request"]["id"]);
+    assert_eq!(completion["response"]["status"], 200);
+    assert_eq!(completion["response"]["response_bytes"], 7);
+    assert_eq!(completion["response"]["aborted"], false);
+    assert!(!records.text.contains("4711"), "the trail names a patient");
+    assert!(web.decisions().is_empty() && web.completions().is_empty(), "outbound records refusals alone");
+}
+
+/// If this fails, somebody without the right gets through, or is turned away without a trace.
+#[tokio::test]
+async fn a_denied_identity_gets_403_and_one_event() {
+    let setup = Setup { caller: "spiffe://hospital.local/ns/clinic/sa/billing", ..Setup::default() };
+    let mesh = Mesh::with(serve(app()).await, setup).await;
+    let reply = client::get(mesh.outbound(), "/fhir/Patient/4711").await;
+    assert_eq!(reply.status, 403);
+    assert!(!reply.text().contains("rule"), "a denial tells nothing of the policy");
+    let trail = mesh.trail().await;
+    assert_eq!(trail.reasons(), ["no_allow_rule"]);
+    assert!(trail.completions().is_empty());
+    assert!(!trail.text.contains("4711"));
+}
+
+/// If this fails, a deny rule or the path rules can be walked around.
+#[tokio::test]
+async fn doubtful_targets_get_400_and_deny_rules_403() {
+    let mesh = Mesh::of(app()).await;
+    let table = [
+        ("/fhir/Patient/1/../2", 400, "dot_segment"),
+        ("/fhir/Patient/%2e%2e/2", 400, "dot_segment"),
+        ("/fhir//Patient/1", 400, "empty_segment"),
+        ("/fhir/Patient%2F1", 400, "encoded_slash"),
+        ("/fhir/Patient/1;a=b", 400, "semicolon"),
+        ("/fhir/Patient/%252e", 400, "double_encoding"),
+        ("/open/Admin/x", 403, "deny_rule"),
+        ("/open/admin", 403, "deny_rule"),
+    ];
+    for (target, status, _) in table {
+        assert_eq!(client::get(mesh.outbound(), target).await.status, status, "{target}");
+    }
+    let trail = mesh.trail().await;
+    assert_eq!(trail.reasons(), table.map(|row| row.2));
+    assert!(trail.completions().is_empty());
+}
+
+/// If this fails, an app is told a wrong caller, or believes what a caller says of itself.
+#[tokio::test]
+async fn the_app_is_told_who_calls_and_by_nobody_else() {
+    let mesh = Mesh::of(app()).await;
+    let request = "GET /open/headers HTTP/1.1\r\nHost: records.clinic\r\nConnection: close, x-secret\r\n\
+        X-Forwarded-Client-Cert: URI=spiffe://hospital.local/admin\r\nX_Forwarded_Client_Cert: forged\r\n\
+        X-Request-Id: forged\r\nX-Secret: forged\r\n\
+        Traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n\r\n";
+    let reply = client::exchange(mesh.outbound(), request).await;
+    assert_eq!(reply.status, 200);
+    assert!(reply.text().contains(&format!("By={RECORDS};Hash=")), "{}", reply.text());
+    assert!(reply.text().contains(&format!("URI={WEB}")), "{}", reply.text());
+    assert!(!reply.text().contains("forged") && !reply.text().contains("/admin"), "{}", reply.text());
+    assert!(reply.text().contains("4bf92f3577b34da6a3ce929d0e0e4736"), "{}", reply.text());
+    let trail = mesh.trail().await;
+    assert_eq!(trail.decisions()[0]["request"]["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");
+    let id = trail.decisions()[0]["request"]["id"].as_str().unwrap();
+    assert!(reply.text().contains(id), "the app's request ID is the trail's");
+}
+
+/// If this fails, a typing error in a host name is forwarded somewhere, or vanishes.
+#[tokio::test]
+async fn an_unknown_outbound_host_gets_404_and_an_event() {
+    let mesh = Mesh::of(app()).await;
+    let request = "GET / HTTP/1.1\r\nHost: jane-doe.example\r\nConnection: close\r\n\r\n";
+    let reply = client::exchange(mesh.outbound(), request).await;
+    assert_eq!(reply.status, 404);
+    let (records, web) = mesh.trails().await;
+    assert_eq!(web.reasons(), ["unknown_host"]);
+    assert!(!web.text.contains("jane-doe"), "a host that nobody configured is not written down");
+    assert!(records.decisions().is_empty());
+}
+
+/// If this fails, a caller waits for ever for an app that is down.
+#[tokio::test]
+async fn an_app_that_is_down_gets_503_with_a_reason() {
+    let mesh = Mesh::with(nobody().await, Setup::default()).await;
+    let reply = client::get(mesh.outbound(), "/open/x").await;
+    assert_eq!(reply.status, 503);
+    assert!(reply.text().contains("upstream_connect"), "{}", reply.text());
+    let trail = mesh.trail().await;
+    assert_eq!(trail.reasons(), ["rule"]);
+    assert_eq!(trail.completions()[0]["response"]["reason"], "upstream_connect");
+    assert_eq!(trail.completions()[0]["response"]["status"], 503);
+}
+
+/// If this fails, requests reach a peer that is not who it must be.
+#[tokio::test]
+async fn a_peer_with_another_identity_gets_nothing() {
+    let setup = Setup { expected: "spiffe://hospital.local/ns/clinic/sa/other", ..Setup::default() };
+    let mesh = Mesh::with(serve(app()).await, setup).await;
+    let reply = client::get(mesh.outbound(), "/open/headers").await;
+    assert_eq!(reply.status, 502);
+    let (records, web) = mesh.trails().await;
+    assert_eq!(web.reasons(), ["upstream_identity"]);
+    assert_eq!(web.decisions()[0]["decision"]["outcome"], "error");
+    assert!(records.decisions().is_empty(), "nothing of the request left");
+}
+
+/// If this fails, `outbound.audit: all` misses calls or doubles them.
+#[tokio::test]
+async fn outbound_records_every_call_where_it_is_asked_to() {
+    let setup = Setup { outbound_extra: "audit: all", ..Setup::default() };
+    let mesh = Mesh::with(serve(app()).await, setup).await;
+    assert_eq!(client::get(mesh.outbound(), "/open/headers").await.status, 200);
+    let (_, web) = mesh.trails().await;
+    assert_eq!(web.reasons(), ["route"]);
+    assert_eq!(web.decisions()[0]["http"]["service"], "records");
+    assert_eq!(web.completions().len(), 1);
+}
+
+/// If this fails, health checks need an identity's rights, or fill the trail.
+#[tokio::test]
+async fn health_paths_pass_without_a_rule_and_without_events() {
+    let router = app().route("/healthz", get(|| async { "ok" }));
+    let setup = Setup { caller: "spiffe://hospital.local/ns/other/sa/nobody", ..Setup::default() };
+    let mesh = Mesh::with(serve(router).await, setup).await;
+    assert_eq!(client::get(mesh.outbound(), "/healthz").await.status, 200);
+    let trail = mesh.trail().await;
+    assert!(trail.decisions().is_empty() && trail.completions().is_empty());
+}
