@@ -1,0 +1,3 @@
+//! The commands: one file a family. Each prints and holds no logic.
+
+pub mod policy;
