@@ -73,7 +73,6 @@ pub(super) struct Bindings {
 }
 
 pub(super) struct CompiledBinding {
-    pub(super) at: Mark,
     pub(super) role: u32,
     pub(super) from: Option<UnixSeconds>,
     pub(super) until: Option<UnixSeconds>,
@@ -88,30 +87,29 @@ impl Policy {
     /// # Errors
     /// Every error of the file, in its order; never an empty list. Warnings are not looked for: see [`super::validate`].
     pub fn parse(source: &[u8]) -> Result<Self, Vec<Finding>> {
-        document::read(source).map(|document| Self::compile(document, source))
+        document::read(source).map(|document| Self::compile(&document, source))
     }
 
-    pub(super) fn compile(document: Document, source: &[u8]) -> Self {
+    pub(super) fn compile(document: &Document, source: &[u8]) -> Self {
         let digest = digest::digest(&digest::SHA256, source);
         let digest = digest.as_ref();
         let stamp = digest.iter().take(8).fold(0, |stamp, byte| stamp << 8 | u64::from(*byte));
-        let hosts = document.hosts.map(sorted);
-        let bindings = Bindings::compile(document.bindings);
+        let hosts = document.hosts.as_deref().map(sorted);
         let roles = document.roles.iter().map(|role| role.name.value.clone()).collect();
         let mut rules = Rules::new();
-        for (at, role) in document.roles.into_iter().enumerate() {
-            role.permissions.into_iter().for_each(|permission| rules.permission(at as u32, permission));
+        for (at, role) in (0..).zip(&document.roles) {
+            role.permissions.iter().for_each(|permission| rules.permission(at, permission));
         }
-        document.deny.into_iter().for_each(|deny| rules.deny(deny));
+        document.deny.iter().for_each(|deny| rules.deny(deny));
         rules.pathless.sort_by_key(|end| (end.group, end.rule));
         Self {
-            name: document.name,
-            revision: document.revision,
+            name: document.name.clone(),
+            revision: document.revision.clone(),
             sha256_hex: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
             stamp,
             path_rules: document.path,
             hosts,
-            health: document.health.into_iter().map(|path| Template(path.value)).collect(),
+            health: document.health.iter().map(|path| Template(path.value.clone())).collect(),
             roles,
             permissions: rules.permissions,
             denies: rules.denies,
@@ -119,7 +117,7 @@ impl Policy {
             allow_tree: rules.allow_tree.build(),
             deny_tree: rules.deny_tree.build(),
             pathless: rules.pathless,
-            bindings,
+            bindings: Bindings::compile(&document.bindings),
         }
     }
 
@@ -173,77 +171,76 @@ impl Rules {
         }
     }
 
-    fn permission(&mut self, role: u32, permission: Permission) {
+    fn permission(&mut self, role: u32, permission: &Permission) {
         let rule = self.permissions.len() as u32;
         let first = self.templates.len();
-        for Located { value: pattern, .. } in permission.paths {
+        for Located { value: pattern, .. } in &permission.paths {
             let end =
                 End { group: role, rule, pattern: self.templates.len() as u32, methods: permission.methods };
-            self.allow_tree.insert(&pattern, end);
-            self.templates.push(Template(pattern));
+            self.allow_tree.insert(pattern, end);
+            self.templates.push(Template(pattern.clone()));
         }
         self.permissions.push(CompiledPermission {
-            name: permission.name.value,
+            name: permission.name.value.clone(),
             at: permission.name.at,
             role,
             methods: permission.methods,
-            hosts: permission.hosts.map(sorted),
+            hosts: permission.hosts.as_deref().map(sorted),
             paths: first..self.templates.len(),
         });
     }
 
-    fn deny(&mut self, deny: Deny) {
+    fn deny(&mut self, deny: &Deny) {
         let rule = self.denies.len() as u32;
         let methods = deny.methods.unwrap_or(MethodSet::ALL);
         let group = if deny.identities.is_none() && deny.until.is_none() { EVERYONE } else { rule + 1 };
         let first = self.templates.len();
         let has_paths = deny.paths.is_some();
-        for Located { value: pattern, .. } in deny.paths.into_iter().flatten() {
+        for Located { value: pattern, .. } in deny.paths.iter().flatten() {
             let end = End { group, rule, pattern: self.templates.len() as u32, methods };
-            self.deny_tree.insert(&pattern, end);
-            self.templates.push(Template(pattern));
+            self.deny_tree.insert(pattern, end);
+            self.templates.push(Template(pattern.clone()));
         }
         if !has_paths {
             self.pathless.push(End { group, rule, pattern: u32::MAX, methods });
         }
         self.denies.push(CompiledDeny {
-            name: deny.name.value,
+            name: deny.name.value.clone(),
             at: deny.name.at,
-            reason: deny.reason,
+            reason: deny.reason.clone(),
             methods,
-            hosts: deny.hosts.map(sorted),
-            identities: deny.identities.map(|list| list.into_iter().map(|id| id.value).collect()),
-            until: deny.until.map(|until| UnixSeconds(until.value)),
+            hosts: deny.hosts.as_deref().map(sorted),
+            identities: deny.identities.as_ref().map(|list| list.iter().map(|id| id.value.clone()).collect()),
+            until: deny.until.as_ref().map(|until| UnixSeconds(until.value)),
             paths: has_paths.then_some(first..self.templates.len()),
         });
     }
 }
 
 impl Bindings {
-    fn compile(bindings: Vec<Binding>) -> Self {
+    fn compile(bindings: &[Binding]) -> Self {
         let mut compiled = Self { all: Vec::new(), literal: HashMap::new(), wild: Vec::new() };
         for binding in bindings {
             let at = compiled.all.len() as u32;
-            for Located { value: pattern, .. } in binding.identities {
+            for Located { value: pattern, .. } in &binding.identities {
                 if pattern.is_literal() {
                     compiled.literal.entry(pattern.as_str().to_owned()).or_default().push(at);
                 } else {
-                    compiled.wild.push((pattern, at));
+                    compiled.wild.push((pattern.clone(), at));
                 }
             }
             compiled.all.push(CompiledBinding {
-                at: binding.at,
                 role: binding.role as u32,
                 from: binding.from.map(UnixSeconds),
-                until: binding.until.map(|until| UnixSeconds(until.value)),
+                until: binding.until.as_ref().map(|until| UnixSeconds(until.value)),
             });
         }
         compiled
     }
 }
 
-fn sorted(hosts: Vec<Located<String>>) -> Box<[String]> {
-    let mut hosts: Vec<_> = hosts.into_iter().map(|host| host.value).collect();
+fn sorted(hosts: &[Located<String>]) -> Box<[String]> {
+    let mut hosts: Vec<_> = hosts.iter().map(|host| host.value.clone()).collect();
     hosts.sort();
     hosts.into()
 }

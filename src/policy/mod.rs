@@ -10,20 +10,25 @@
 mod compile;
 mod decide;
 mod document;
+mod explain;
 mod finding;
 mod grants;
 mod host;
+mod lint;
 mod method;
 mod path;
 mod pattern;
 mod query;
 mod reason;
 mod request;
+mod selftest;
 mod target;
 mod trie;
+mod validate;
 
 pub use compile::{Policy, Template};
 pub use decide::Decision;
+pub use explain::{Candidate, Explanation, explain};
 pub use finding::{Finding, Severity};
 pub use grants::Grants;
 pub use method::Method;
@@ -31,6 +36,7 @@ pub use path::PathRules;
 pub use reason::{Outcome, Reason};
 pub use request::Request;
 pub use target::{Admitted, RawRequest, admit, admit_host, is_method_override_header};
+pub use validate::{Report, validate};
 
 /// A point in time: seconds since 1970-01-01T00:00:00Z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

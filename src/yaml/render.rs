@@ -9,24 +9,20 @@ const EXCERPT: usize = 120;
 
 /// Every problem as `file:line:column: error: message`, the source line with the place underlined, and the hint.
 pub fn render(file: &str, source: &str, problems: &[Problem]) -> String {
-    let mut text = String::new();
-    for problem in problems {
-        render_one(&mut text, file, source, "error", problem);
-    }
-    text
+    problems.iter().map(|problem| render_as("error", file, source, problem)).collect()
 }
 
-/// As [`render`], for one problem of any severity word.
-pub(crate) fn render_one(text: &mut String, file: &str, source: &str, severity: &str, problem: &Problem) {
+/// As [`render`], for one problem and another word than "error".
+pub fn render_as(severity: &str, file: &str, source: &str, problem: &Problem) -> String {
     let Mark { line, column } = problem.at;
-    // Writing to a String cannot fail.
-    let _ = writeln!(text, "{file}:{line}:{column}: {severity}: {}", problem.message);
+    let mut text = format!("{file}:{line}:{column}: {severity}: {}\n", problem.message);
     if let Some(excerpt) = excerpt(source, problem.at) {
         text.push_str(&excerpt);
     }
     if let Some(hint) = &problem.hint {
-        let _ = writeln!(text, "  hint: {hint}");
+        let _ = writeln!(text, "  hint: {hint}"); // writing to a String cannot fail
     }
+    text
 }
 
 /// Every problem as one JSON array of `{file, line, column, message, hint}`, on one line.

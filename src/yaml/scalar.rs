@@ -195,7 +195,8 @@ fn with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(*factor)
 }
 
-fn unix_seconds(text: &str, day: Day) -> Option<i64> {
+/// A point in time as Unix seconds: RFC 3339 (`2026-11-20T14:00:00Z`), or a date, which stands for `day`'s edge.
+pub fn unix_seconds(text: &str, day: Day) -> Option<i64> {
     if text.len() == 10 && shape(text, "0000-00-00") {
         let date: jiff::civil::Date = text.parse().ok()?;
         let start = date.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second();

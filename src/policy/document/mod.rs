@@ -63,7 +63,6 @@ pub(super) struct Permission {
 /// Who has a role, and when.
 #[derive(Debug)]
 pub(super) struct Binding {
-    pub(super) at: Mark,
     /// The role, as an index into [`Document::roles`].
     pub(super) role: usize,
     pub(super) identities: Vec<Located<IdPattern>>,

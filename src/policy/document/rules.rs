@@ -96,7 +96,7 @@ fn binding(parts: &Parts<'_>, node: &Node, roles: &RoleIndex<'_>) -> Option<Bind
         None => (None, None),
         Some(valid) => valid?,
     };
-    Some(Binding { at: node.at, role: role?, identities: identities?, from, until })
+    Some(Binding { role: role?, identities: identities?, from, until })
 }
 
 fn known_role(parts: &Parts<'_>, node: &Node, roles: &RoleIndex<'_>) -> Option<usize> {

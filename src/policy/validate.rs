@@ -1,0 +1,49 @@
+//! Everything there is to say about a policy file: its errors, its doubtful parts and what its own tests came to.
+
+use std::collections::HashSet;
+
+use super::{Finding, Policy, Severity, UnixSeconds, document, lint, selftest};
+
+/// What [`validate`] found.
+#[derive(Debug)]
+pub struct Report {
+    /// The compiled policy, unless the file has errors that prevent it.
+    pub policy: Option<Policy>,
+    /// Errors and warnings, in the order of the file.
+    pub findings: Vec<Finding>,
+    /// How many of the file's tests were run.
+    pub tests_run: usize,
+    /// How many of them failed; each is among the findings.
+    pub tests_failed: usize,
+}
+
+impl Report {
+    /// True when nothing is wrong; `deny_lints` makes warnings count.
+    pub fn is_valid(&self, deny_lints: bool) -> bool {
+        self.findings.iter().all(|finding| finding.severity == Severity::Warning && !deny_lints)
+    }
+}
+
+/// Reads a policy file, looks for what is doubtful and runs the file's tests, all as of `now`.
+pub fn validate(source: &[u8], now: UnixSeconds) -> Report {
+    let document = match document::read(source) {
+        Ok(document) => document,
+        Err(findings) => return Report { policy: None, findings, tests_run: 0, tests_failed: 0 },
+    };
+    let mut findings = lint::run(&document, now);
+    let names: Vec<_> = document.roles.iter().map(|role| role.name.clone()).collect();
+    let policy = Policy::compile(&document, source);
+    let ran = selftest::run(&policy, &document, now);
+    let tests_run = ran.len();
+    let proved: HashSet<_> = ran.iter().filter_map(|ran| ran.proved_role).collect();
+    for role in names.iter().filter(|role| !proved.contains(role.value.as_str())) {
+        let message = format!("no test shows that the role `{}` works", role.value);
+        let hint = "add a test that expects one of its permissions to allow a request";
+        findings.push(Finding::warning("untested_role", role.at, message).hint(hint));
+    }
+    let failures: Vec<_> = ran.into_iter().filter_map(|ran| ran.failure).collect();
+    let tests_failed = failures.len();
+    findings.extend(failures);
+    findings.sort_by_key(|finding| (finding.at, finding.severity));
+    Report { policy: Some(policy), findings, tests_run, tests_failed }
+}
