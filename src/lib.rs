@@ -26,9 +26,9 @@
 pub mod admin;
 pub mod audit;
 pub mod cli;
-//C pub mod collector;
+pub mod collector;
 pub mod config;
-//C pub mod dev;
+pub mod dev;
 pub mod drain;
 pub mod identity;
 pub mod logging;

@@ -14,6 +14,9 @@ use super::pseudonym::Pseudonym;
 /// The schema that every event names.
 pub(crate) const SCHEMA: &str = "phiward.audit/1";
 
+/// The most path parameters that an event holds; see `json::MAX_STRING`.
+const MAX_PARAMS: usize = 64;
+
 /// Encoded events that travel to the writer together: a head and a tail each, end to end.
 #[derive(Default)]
 pub(crate) struct Batch {
@@ -277,9 +280,10 @@ fn http(m: &mut Members<'_>, facts: &HttpFacts<'_>) {
     m.text("version", facts.version);
 }
 
-/// Writes the parameters by name, each name once: the next greater name is looked for each time, which for the handful of
+/// Writes the first [`MAX_PARAMS`] parameters by name, each name once: the next greater name is looked for each time, which for the handful of
 /// parameters of a path is cheaper than a sorted copy and allocates nothing.
 fn params(m: &mut Members<'_>, params: &[(&str, Pseudonym)]) {
+    let params = &params[..params.len().min(MAX_PARAMS)];
     let mut last: Option<&str> = None;
     let by_utf16 = |a: &str, b: &str| a.encode_utf16().cmp(b.encode_utf16());
     loop {

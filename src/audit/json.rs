@@ -6,10 +6,10 @@
 /// The largest integer that JSON readers agree on (RFC 8785 section 3.2.2.3): 2^53 - 1.
 pub(crate) const MAX_INTEGER: u64 = (1 << 53) - 1;
 
-/// The longest string value that is written, in bytes; a longer one is cut at a character and ends with `…`.
+/// The longest string value that is written, in bytes as written; a longer one is cut at a character and ends with `…`.
 ///
-/// Everything that arrives from a peer is bounded by this, so one event cannot outgrow the spool's or a collector's
-/// limits. A SPIFFE ID (at most 2048 bytes) is never cut.
+/// An event has some 25 strings and at most 64 parameters, so this keeps every line below `chain::MAX_LINE` whatever a
+/// peer sends. A SPIFFE ID (at most 2048 bytes, nothing to escape) is never cut.
 pub(crate) const MAX_STRING: usize = 2048;
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
@@ -107,14 +107,28 @@ pub(crate) fn close(out: &mut Vec<u8>) {
 /// Writes `text` with its quotes, by the escaping rules of RFC 8785 section 3.2.2.2.
 pub(crate) fn string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
-    if text.len() <= MAX_STRING {
-        escaped(out, text.as_bytes());
-    } else {
-        let end = (0..=MAX_STRING - CUT.len()).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
-        escaped(out, &text.as_bytes()[..end]);
-        out.extend_from_slice(CUT.as_bytes());
+    let from = out.len();
+    escaped(out, &text.as_bytes()[..text.len().min(MAX_STRING + 1)]);
+    if out.len() - from > MAX_STRING {
+        out.truncate(from);
+        cut(out, from, text);
     }
     out.push(b'"');
+}
+
+/// The slow path: as many whole characters as fit, escaped, and the mark of the cut.
+#[cold]
+fn cut(out: &mut Vec<u8>, from: usize, text: &str) {
+    let mut character = [0; 4];
+    for c in text.chars() {
+        let end = out.len();
+        escaped(out, c.encode_utf8(&mut character).as_bytes());
+        if out.len() - from > MAX_STRING - CUT.len() {
+            out.truncate(end);
+            break;
+        }
+    }
+    out.extend_from_slice(CUT.as_bytes());
 }
 
 fn escaped(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -199,6 +213,7 @@ mod tests {
         let json = written(&"ü".repeat(5000));
         let read: String = serde_json::from_str(&json).unwrap();
         assert!(read.len() <= MAX_STRING && read.ends_with("ü…"), "{}", read.len());
+        assert!(written(&"\u{1}".repeat(2000)).len() <= MAX_STRING + 2);
         assert_eq!(written(&"a".repeat(MAX_STRING)).len(), MAX_STRING + 2);
     }
 

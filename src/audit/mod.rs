@@ -16,16 +16,24 @@
 mod chain;
 mod check;
 mod clock;
+mod cursor;
 mod encode;
 mod event;
 mod json;
+mod layout;
 mod lines;
 mod pseudonym;
+mod quarantine;
+mod read;
 mod recorder;
 mod recover;
 mod segment;
+mod ship;
+mod show;
+mod sink_phiward;
 mod spool;
 mod sync;
+mod verify;
 mod wait;
 mod writer;
 
@@ -42,8 +50,12 @@ pub use event::{
     HttpFacts, InstanceFacts, PolicyFragment, ResponseFacts, SubjectFacts, TlsFacts,
 };
 pub use pseudonym::{KeyFileError, MIN_KEY_BYTES, Pseudonym, PseudonymKey};
+pub use read::{Follower, for_each};
 pub use recorder::{Recorded, Recorder, RecorderSeed, Reservation, Unavailable};
+pub use ship::{ShipTiming, Shipper};
+pub use show::{Paint, summary};
 pub use spool::{Durability, MIN_SPOOL_BYTES, OnFailure, SEGMENT_BYTES, SpoolConfig};
+pub use verify::{EpochReport, Finding, FindingKind, Report, VerifyError, verify};
 
 use chain::{Chain, Epoch};
 use clock::{InstantText, unix_ns};
@@ -51,6 +63,15 @@ use encode::{Batch, TrailEvent};
 use segment::{Disk, SegmentFile};
 use spool::{Health, Segment, Shared, SinkState};
 use writer::{Message, Writer};
+
+/// What a collector shares with the spool: one format, one way to check it.
+pub(crate) mod trail {
+    pub(crate) use super::chain::{Epoch, MAX_LINE, NO_PREVIOUS, Record};
+    pub(crate) use super::layout::EVIDENCE;
+    pub(crate) use super::lines::Lines;
+    pub(crate) use super::recover::{lock_dir, repair, scan};
+    pub(crate) use super::segment::{Disk, SegmentFile, list, name, open_dir, parse_name};
+}
 
 /// Why the trail cannot be begun, written or ended.
 #[derive(Debug, thiserror::Error)]

@@ -2,11 +2,11 @@
 //!
 //! Exit codes everywhere: 0 done, allowed or valid; 1 the answer is no; 2 usage, or an input that cannot be read.
 
-//C pub mod audit;
-//C pub mod collect;
-//C pub mod dev;
+pub mod audit;
+pub mod collect;
+pub mod dev;
 pub mod identity;
-//C pub mod policy;
+pub mod policy;
 pub mod run;
 
 use std::process::ExitCode;
@@ -27,17 +27,17 @@ enum Command {
     /// Run the sidecar.
     Run(run::RunArgs),
     /// Run a whole mesh on this machine, with nothing installed.
-//C     Dev(dev::DevArgs),
+    Dev(dev::DevArgs),
     /// Load a configuration and all it names exactly as `run` would, and start nothing.
     Check(run::CheckArgs),
     /// Tools for the policy file.
-//C     #[command(subcommand)]
-//C     Policy(policy::PolicyCommand),
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
     /// Tools for the audit trail, on a spool or a collector's store.
-//C     #[command(subcommand)]
-//C     Audit(audit::AuditCommand),
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Run the embedded collector: receive, verify and store audit events.
-//C     Collect(collect::CollectArgs),
+    Collect(collect::CollectArgs),
     /// A development CA, SVIDs from it, and a look at any SVID.
     #[command(subcommand)]
     Identity(identity::IdentityCommand),
@@ -47,11 +47,11 @@ enum Command {
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run::run(args),
-//C         Command::Dev(args) => dev::dev(args),
+        Command::Dev(args) => dev::dev(args),
         Command::Check(args) => run::check(args),
-//C         Command::Policy(command) => policy::run(command),
-//C         Command::Audit(command) => audit::run(command),
-//C         Command::Collect(args) => collect::collect(args),
+        Command::Policy(command) => policy::run(command),
+        Command::Audit(command) => audit::run(command),
+        Command::Collect(args) => collect::collect(args),
         Command::Identity(command) => identity::run(command),
     }
 }

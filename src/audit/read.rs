@@ -1,0 +1,124 @@
+//! Reading a trail for people and pipes: every event in order, the last few, and new ones as they come.
+//!
+//! Owns no format: lines are handed out as they stand. A last line that is not whole yet is left for later, because its
+//! writer may be in the middle of it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use super::layout::Layout;
+use super::lines::Lines;
+
+/// Hands every line, without its line end, to `sink`, epoch by epoch in chain order.
+///
+/// # Errors
+/// A file cannot be read, there is no trail, or what `sink` returns.
+pub fn for_each(dir: &Path, mut sink: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let layout = Layout::read(dir)?;
+    if layout.epochs.is_empty() {
+        return Err(nothing_here());
+    }
+    for segment in layout.segments() {
+        let mut lines = Lines::new(File::open(&segment.path)?);
+        while let Some(line) = lines.next()? {
+            if line.whole {
+                sink(line.bytes)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A reader that knows how far it has come in each file.
+pub struct Follower {
+    dir: PathBuf,
+    read: BTreeMap<PathBuf, u64>,
+}
+
+impl Follower {
+    /// Begins at the end of the trail and gives its last `lines` lines, by time.
+    ///
+    /// # Errors
+    /// A file cannot be read, or there is no trail.
+    pub fn at_end(dir: &Path, lines: usize) -> io::Result<(Self, Vec<Vec<u8>>)> {
+        let layout = Layout::read(dir)?;
+        if layout.epochs.is_empty() {
+            return Err(nothing_here());
+        }
+        let mut follower = Self { dir: dir.to_owned(), read: BTreeMap::new() };
+        let mut newest: Vec<_> = layout.segments().map(|segment| segment.path.clone()).collect();
+        if layout.is_store {
+            // Epochs of many sidecars are written side by side, so their names do not say which has the latest events.
+            newest.sort_by_key(|path| path.metadata().and_then(|meta| meta.modified()).ok());
+        }
+        let mut last: Vec<Vec<u8>> = Vec::new();
+        for path in newest.into_iter().rev() {
+            if last.len() >= lines {
+                let end = path.metadata()?.len();
+                follower.read.insert(path, end);
+                continue;
+            }
+            let mut found = Vec::new();
+            follower.read_on(&path, |line| {
+                found.push(line.to_vec());
+                if found.len() > 2 * lines {
+                    found.drain(..lines);
+                }
+            })?;
+            last.splice(0..0, found);
+        }
+        last.sort_by_cached_key(|line| time(line));
+        last.drain(..last.len().saturating_sub(lines));
+        Ok((follower, last))
+    }
+
+    /// Gives the lines that came since the last call.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn new_lines(&mut self) -> io::Result<Vec<Vec<u8>>> {
+        let mut new = Vec::new();
+        for segment in Layout::read(&self.dir)?.segments() {
+            match self.read_on(&segment.path, |line| new.push(line.to_vec())) {
+                // Delivered segments are removed when space is short.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                outcome => outcome?,
+            }
+        }
+        new.sort_by_cached_key(|line| time(line));
+        Ok(new)
+    }
+
+    fn read_on(&mut self, path: &Path, mut sink: impl FnMut(&[u8])) -> io::Result<()> {
+        let from = self.read.get(path).copied().unwrap_or(0);
+        let mut file = File::open(path)?;
+        if file.metadata()?.len() <= from {
+            return Ok(());
+        }
+        file.seek(SeekFrom::Start(from))?;
+        let mut lines = Lines::new(file);
+        let mut end = from;
+        while let Some(line) = lines.next()? {
+            if line.whole {
+                sink(line.bytes);
+                end = from + line.end();
+            }
+        }
+        self.read.insert(path.to_owned(), end);
+        Ok(())
+    }
+}
+
+fn time(line: &[u8]) -> String {
+    let event: serde_json::Value = serde_json::from_slice(line).unwrap_or_default();
+    event.get("time").and_then(|time| time.as_str()).unwrap_or_default().to_owned()
+}
+
+fn nothing_here() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::NotFound,
+        "there is no audit trail here: name a spool's folder or a collector's store",
+    )
+}

@@ -1,0 +1,388 @@
+//! `audit verify`: reads a spool or a collector's store and names the first record of each epoch that is not as it was
+//! written.
+//!
+//! Owns what counts as tampering. It trusts nothing but the bytes: hashes are taken of the lines as they stand, and a line
+//! must be canonical, so that there is one spelling of each event. It needs no key and no network. What it cannot see:
+//! records that were cut from the end of the newest epoch, and a chain that was rewritten whole; for these compare with a
+//! collector's copy.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::chain::{NO_PREVIOUS, Record};
+use super::encode::Previous;
+use super::layout::{EpochFiles, Layout, SegmentPath};
+use super::lines::Lines;
+
+/// Why a folder cannot be verified.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// A file or the folder cannot be read.
+    #[error("{}: {error}", path.display())]
+    Read {
+        /// What could not be read.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// There is no segment in the folder.
+    #[error("{}: there is no audit trail here: name a spool's folder or a collector's store", path.display())]
+    Empty {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+/// What was found in a folder.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Whether there is no finding.
+    pub intact: bool,
+    /// Records in all epochs.
+    pub events: u64,
+    /// How many records there are of each type.
+    pub by_type: BTreeMap<String, u64>,
+    /// Each epoch, oldest first.
+    pub epochs: Vec<EpochReport>,
+    /// What is wrong: the first bad record of each epoch, and records that were kept aside as evidence.
+    pub findings: Vec<Finding>,
+    /// What is not wrong but worth knowing.
+    pub notes: Vec<String>,
+}
+
+/// One process lifetime.
+#[derive(Debug, Serialize)]
+pub struct EpochReport {
+    /// Its name.
+    pub epoch: String,
+    /// The first record that is here; above 0 when older segments were delivered and removed.
+    pub first_seq: u64,
+    /// The last record that is here.
+    pub last_seq: u64,
+    /// Records that are here.
+    pub events: u64,
+    /// Whether it ends with `audit.close`. One that does not is still being written, or its process was killed.
+    pub closed: bool,
+}
+
+/// Something wrong, and where.
+#[derive(Debug, Serialize)]
+pub struct Finding {
+    /// What kind of thing.
+    pub kind: FindingKind,
+    /// The file.
+    pub file: PathBuf,
+    /// The line, from 1.
+    pub line: u64,
+    /// The epoch, where it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<String>,
+    /// The record's sequence number, where it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seq: Option<u64>,
+    /// What exactly.
+    pub detail: String,
+}
+
+/// The kinds of findings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FindingKind {
+    /// The record's hash is not that of its bytes.
+    Flip,
+    /// Records are missing before it.
+    Gap,
+    /// The record is there twice.
+    Duplicate,
+    /// The record stands in another place than it was written in.
+    Reorder,
+    /// Two records claim one place, or the record does not follow the one before it.
+    Fork,
+    /// Records are missing at the end of an epoch.
+    Truncated,
+    /// The last line is not whole: a crash, or a cut.
+    TornTail,
+    /// The line is not a canonical record of the schema.
+    BadJson,
+    /// Records were kept aside because they did not fit, by recovery or by the collector.
+    Evidence,
+}
+
+impl FindingKind {
+    /// The stable name, as in the JSON report.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Flip => "flip",
+            Self::Gap => "gap",
+            Self::Duplicate => "duplicate",
+            Self::Reorder => "reorder",
+            Self::Fork => "fork",
+            Self::Truncated => "truncated",
+            Self::TornTail => "torn_tail",
+            Self::BadJson => "bad_json",
+            Self::Evidence => "evidence",
+        }
+    }
+}
+
+/// Verifies every epoch in a spool's folder or a collector's store.
+///
+/// # Errors
+/// The folder cannot be read, or is neither.
+pub fn verify(dir: &Path) -> Result<Report, VerifyError> {
+    let layout = Layout::read(dir).map_err(|error| VerifyError::Read { path: dir.into(), error })?;
+    if layout.epochs.is_empty() && layout.kept.is_empty() {
+        return Err(VerifyError::Empty { path: dir.into() });
+    }
+    let mut report = Report {
+        intact: false,
+        events: 0,
+        by_type: BTreeMap::new(),
+        epochs: Vec::new(),
+        findings: Vec::new(),
+        notes: Vec::new(),
+    };
+    let mut ends = BTreeMap::new();
+    for (at, epoch) in layout.epochs.iter().enumerate() {
+        let oldest_of_spool = at == 0 && !layout.is_store;
+        let mut check = EpochCheck::new(epoch, oldest_of_spool);
+        for (at, segment) in epoch.segments.iter().enumerate() {
+            let is_last = at + 1 == epoch.segments.len();
+            let read = |error| VerifyError::Read { path: segment.path.clone(), error };
+            check.segment(segment, is_last).map_err(read)?;
+        }
+        check.into_report(&mut report, &mut ends);
+    }
+    check_links(&mut report, &ends, layout.is_store);
+    for kept in &layout.kept {
+        report.findings.push(evidence(kept)?);
+    }
+    report.intact = report.findings.is_empty();
+    Ok(report)
+}
+
+/// How an epoch ends, and which end its `audit.open` says the one before has.
+struct End {
+    last: Previous,
+    file: PathBuf,
+    line: u64,
+    opened_after: Option<Previous>,
+}
+
+/// The state of going through one epoch.
+struct EpochCheck<'e> {
+    epoch: &'e EpochFiles,
+    /// The next record's number, and what its `prev` must be when that is known.
+    expected: (u64, Option<Vec<u8>>),
+    first_seq: Option<u64>,
+    events: u64,
+    by_type: Vec<(String, u64)>,
+    last_seq: u64,
+    closed: bool,
+    opened_after: Option<Previous>,
+    finding: Option<Finding>,
+    place: (PathBuf, u64),
+    scratch: Vec<u8>,
+}
+
+impl<'e> EpochCheck<'e> {
+    fn new(epoch: &'e EpochFiles, may_begin_late: bool) -> Self {
+        let begins_at =
+            epoch.segments.first().filter(|_| may_begin_late).map_or(0, |segment| segment.first_seq);
+        let prev = (begins_at == 0).then(|| NO_PREVIOUS.to_vec());
+        Self {
+            epoch,
+            expected: (begins_at, prev),
+            first_seq: None,
+            events: 0,
+            by_type: Vec::new(),
+            last_seq: 0,
+            closed: false,
+            opened_after: None,
+            finding: None,
+            place: (PathBuf::new(), 0),
+            scratch: Vec::new(),
+        }
+    }
+
+    fn segment(&mut self, segment: &SegmentPath, is_last: bool) -> std::io::Result<()> {
+        let file = File::open(&segment.path)?;
+        let mut lines = Lines::new(&file);
+        self.place = (segment.path.clone(), 0);
+        while let Some(line) = lines.next()? {
+            self.place.1 = line.number;
+            if line.whole {
+                self.line(line.bytes)?;
+            } else if is_last && file.metadata()?.len() == line.end() {
+                self.find(
+                    FindingKind::TornTail,
+                    None,
+                    "the last line is not whole: a crash, or bytes were cut off",
+                );
+            } else if !is_last {
+                self.find(FindingKind::Truncated, None, "the segment's last line is not whole");
+            } // else the file grew since: its writer was in the middle of this line
+        }
+        Ok(())
+    }
+
+    fn line(&mut self, line: &[u8]) -> std::io::Result<()> {
+        let record = match Record::parse(line) {
+            Ok(record) => record,
+            Err(why) => {
+                self.find(FindingKind::BadJson, None, why);
+                return Ok(());
+            }
+        };
+        if self.finding.is_none() {
+            self.check(&record)?;
+        }
+        self.events += 1;
+        match self.by_type.iter_mut().find(|(kind, _)| kind == record.kind) {
+            Some((_, count)) => *count += 1,
+            None => self.by_type.push((record.kind.to_owned(), 1)),
+        }
+        if record.kind == "audit.open" {
+            self.opened_after = opened_after(line);
+        }
+        self.closed = record.kind == "audit.close";
+        self.first_seq.get_or_insert(record.seq);
+        let (_, prev) = &mut self.expected;
+        let prev = prev.get_or_insert_default();
+        prev.clear();
+        prev.extend_from_slice(record.hash);
+        self.expected.0 = record.seq.saturating_add(1);
+        self.last_seq = record.seq;
+        Ok(())
+    }
+
+    fn check(&mut self, record: &Record<'_>) -> std::io::Result<()> {
+        let seq = Some(record.seq);
+        let (expected, prev) = &self.expected;
+        let expected = *expected;
+        if !record.hash_is_right(&mut self.scratch) {
+            self.find(FindingKind::Flip, seq, "its hash is not that of its bytes: the record was changed");
+        } else if record.epoch != self.epoch.epoch.as_str() {
+            self.find(FindingKind::Reorder, seq, "it belongs to another epoch than the file's name says");
+        } else if record.seq > expected {
+            let elsewhere = self.hash_of(expected)?.is_some();
+            let kind = if elsewhere { FindingKind::Reorder } else { FindingKind::Gap };
+            self.find(kind, seq, &format!("record {expected} should stand here"));
+        } else if record.seq < expected {
+            let same = self.hash_of(record.seq)?.as_deref() == Some(record.hash);
+            let kind = if same { FindingKind::Duplicate } else { FindingKind::Fork };
+            self.find(
+                kind,
+                seq,
+                &format!("a record with this number stands before; record {expected} should stand here"),
+            );
+        } else if prev.as_ref().is_some_and(|prev| prev != record.prev) {
+            self.find(FindingKind::Fork, seq, "its prev is not the hash of the record before it");
+        }
+        Ok(())
+    }
+
+    fn find(&mut self, kind: FindingKind, seq: Option<u64>, detail: &str) {
+        let (file, line) = self.place.clone();
+        let epoch = Some(self.epoch.epoch.as_str().to_owned());
+        self.finding.get_or_insert(Finding { kind, file, line, epoch, seq, detail: detail.to_owned() });
+    }
+
+    /// The hash of the first record with this number anywhere in the epoch; only asked once something is wrong.
+    fn hash_of(&self, seq: u64) -> std::io::Result<Option<Vec<u8>>> {
+        for segment in &self.epoch.segments {
+            let mut lines = Lines::new(File::open(&segment.path)?);
+            while let Some(line) = lines.next()? {
+                if let Some(record) = Record::parse(line.bytes).ok().filter(|record| record.seq == seq) {
+                    return Ok(Some(record.hash.to_vec()));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn into_report(mut self, report: &mut Report, ends: &mut BTreeMap<String, End>) {
+        report.events += self.events;
+        for (kind, count) in self.by_type {
+            *report.by_type.entry(kind).or_default() += count;
+        }
+        let epoch = self.epoch.epoch.as_str().to_owned();
+        let last_seq = self.last_seq;
+        if let (Some(first_seq), Some(hash)) = (self.first_seq, self.expected.1.take()) {
+            report.epochs.push(EpochReport {
+                epoch: epoch.clone(),
+                first_seq,
+                last_seq,
+                events: self.events,
+                closed: self.closed,
+            });
+            let last =
+                Previous { epoch: epoch.clone(), seq: last_seq, hash: String::from_utf8_lossy(&hash).into() };
+            let (file, line) = self.place;
+            ends.insert(epoch, End { last, file, line, opened_after: self.opened_after });
+        }
+        report.findings.extend(self.finding);
+    }
+}
+
+/// Compares what each `audit.open` says of the epoch before with what is there.
+fn check_links(report: &mut Report, ends: &BTreeMap<String, End>, is_store: bool) {
+    for (at, (epoch, end)) in ends.iter().enumerate() {
+        let Some(said) = &end.opened_after else { continue };
+        let Some(found) = ends.get(&said.epoch) else {
+            if at > 0 || is_store {
+                report.notes.push(format!("epoch {epoch} follows epoch {}, which is not here", said.epoch));
+            }
+            continue;
+        };
+        if report.findings.iter().any(|finding| finding.epoch.as_ref() == Some(&said.epoch)) {
+            continue; // its first bad record is named already
+        }
+        let kind = match found.last.seq.cmp(&said.seq) {
+            std::cmp::Ordering::Less => FindingKind::Truncated,
+            std::cmp::Ordering::Equal if found.last.hash == said.hash => continue,
+            std::cmp::Ordering::Equal => FindingKind::Fork,
+            std::cmp::Ordering::Greater if is_store => {
+                // A machine that loses power forgets what was not synced yet, but the collector has it.
+                report.notes.push(format!(
+                    "epoch {} has records after {}, which its spool lost",
+                    said.epoch, said.seq
+                ));
+                continue;
+            }
+            std::cmp::Ordering::Greater => FindingKind::Fork,
+        };
+        report.findings.push(Finding {
+            kind,
+            file: found.file.clone(),
+            line: found.line,
+            epoch: Some(said.epoch.clone()),
+            seq: Some(found.last.seq),
+            detail: format!(
+                "the next epoch says that this one ended with record {}, hash {}",
+                said.seq, said.hash
+            ),
+        });
+    }
+}
+
+fn opened_after(line: &[u8]) -> Option<Previous> {
+    let event: serde_json::Value = serde_json::from_slice(line).ok()?;
+    let previous = event.get("open")?.get("previous")?;
+    let text = |key| previous.get(key).and_then(|value| value.as_str()).map(str::to_owned);
+    Some(Previous { epoch: text("epoch")?, seq: previous.get("seq")?.as_u64()?, hash: text("hash")? })
+}
+
+fn evidence(kept: &Path) -> Result<Finding, VerifyError> {
+    let read = |error| VerifyError::Read { path: kept.into(), error };
+    let mut lines = Lines::new(File::open(kept).map_err(read)?);
+    let mut count = 0u64;
+    while lines.next().map_err(read)?.is_some() {
+        count += 1;
+    }
+    let detail = format!("{count} lines were kept aside because they did not fit the chain: look at them");
+    Ok(Finding { kind: FindingKind::Evidence, file: kept.into(), line: 1, epoch: None, seq: None, detail })
+}

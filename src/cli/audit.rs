@@ -1,0 +1,158 @@
+//! `phiward audit`: prints what the audit trail's tools find. Holds no logic of its own.
+
+#![allow(clippy::print_stdout)]
+
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::audit::{self, Follower, Paint, Report};
+
+/// The tools of the audit trail. DIR is a sidecar's spool or a collector's store.
+#[derive(Debug, clap::Subcommand)]
+pub enum AuditCommand {
+    /// Check every record's hash and place, and name the first bad one of each epoch
+    ///
+    /// Needs no key and no network. Exit code 0: every record is as it was written; 1: something is wrong; 2: the folder
+    /// cannot be read. Records cut from the end of the newest epoch can only be seen by comparing with a collector's copy.
+    Verify {
+        /// A spool's folder or a collector's store
+        dir: PathBuf,
+        /// How to report
+        #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+        format: ReportFormat,
+    },
+    /// Show the last events, one line each
+    Tail {
+        /// A spool's folder or a collector's store
+        dir: PathBuf,
+        /// Go on with new events as they come
+        #[arg(long)]
+        follow: bool,
+        /// How many of the last events to show first
+        #[arg(long, default_value_t = 20)]
+        lines: usize,
+    },
+    /// Write every event to standard output, in chain order
+    Export {
+        /// A spool's folder or a collector's store
+        dir: PathBuf,
+        /// ndjson: one event a line, as it was written
+        #[arg(long, value_enum, default_value_t = ExportFormat::Ndjson)]
+        format: ExportFormat,
+    },
+}
+
+/// How a report is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ReportFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// How events are exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ExportFormat {
+    /// One event a line, byte for byte as in the trail, so that the export can be verified too.
+    Ndjson,
+}
+
+/// How long `--follow` waits before it looks again.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Runs one command and says how it ended.
+pub fn run(command: AuditCommand) -> ExitCode {
+    match command {
+        AuditCommand::Verify { dir, format } => verify(&dir, format),
+        AuditCommand::Tail { dir, follow, lines } => finish(&dir, tail(&dir, follow, lines)),
+        AuditCommand::Export { dir, format: ExportFormat::Ndjson } => finish(&dir, export(&dir)),
+    }
+}
+
+fn verify(dir: &Path, format: ReportFormat) -> ExitCode {
+    let report = match audit::verify(dir) {
+        Ok(report) => report,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let text = match format {
+        ReportFormat::Json => serde_json::to_string_pretty(&report).map_err(io::Error::other),
+        ReportFormat::Text => Ok(as_text(dir, &report)),
+    };
+    let printed = text.and_then(|text| writeln!(io::stdout().lock(), "{}", text.trim_end()));
+    match printed {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => finish(dir, Err(error)),
+        _ if report.intact => ExitCode::SUCCESS,
+        _ => ExitCode::from(1),
+    }
+}
+
+fn as_text(dir: &Path, report: &Report) -> String {
+    let mut lines = Vec::new();
+    for finding in &report.findings {
+        let place = format!("{}:{}", finding.file.display(), finding.line);
+        let record = match (&finding.epoch, finding.seq) {
+            (Some(epoch), Some(seq)) => format!(" record {seq} of epoch {epoch}:"),
+            (Some(epoch), None) => format!(" epoch {epoch}:"),
+            _ => String::new(),
+        };
+        lines.push(format!("{place}: {}:{record} {}", finding.kind.as_str(), finding.detail));
+    }
+    for epoch in &report.epochs {
+        let (first, last, events) = (epoch.first_seq, epoch.last_seq, epoch.events);
+        let end = if epoch.closed { "closed" } else { "not closed" };
+        lines.push(format!("epoch {}: records {first} to {last}, {events} events, {end}", epoch.epoch));
+    }
+    for (kind, count) in &report.by_type {
+        lines.push(format!("{count:>12} {kind}"));
+    }
+    lines.extend(report.notes.iter().map(|note| format!("note: {note}")));
+    let (events, epochs) = (report.events, report.epochs.len());
+    let verdict =
+        if report.intact { "every record is as it was written" } else { "THE CHAIN IS BROKEN, see above" };
+    lines.push(format!("{}: {events} events in {epochs} epochs: {verdict}", dir.display()));
+    lines.join("\n")
+}
+
+fn tail(dir: &Path, follow: bool, lines: usize) -> io::Result<()> {
+    let paint = if io::stdout().is_terminal() { Paint::Colour } else { Paint::Plain };
+    let mut out = BufWriter::new(io::stdout().lock());
+    let (mut follower, mut new) = Follower::at_end(dir, lines)?;
+    loop {
+        for line in &new {
+            writeln!(out, "{}", audit::summary(line, paint))?;
+        }
+        out.flush()?;
+        if !follow {
+            return Ok(());
+        }
+        std::thread::sleep(LOOK_EVERY);
+        new = follower.new_lines()?;
+    }
+}
+
+fn export(dir: &Path) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(256 * 1024, io::stdout().lock());
+    audit::for_each(dir, |line| {
+        out.write_all(line)?;
+        out.write_all(b"\n")
+    })?;
+    out.flush()
+}
+
+/// Who reads a pipe may stop reading; that is no error.
+fn finish(dir: &Path, outcome: io::Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}: {error}", dir.display());
+            ExitCode::from(2)
+        }
+    }
+}
