@@ -182,43 +182,60 @@ impl IdentityFiles {
         Self { paths, trust_domain, published, seen: Seen::new(digest) }
     }
 
+    /// Reads the files again and again, for a process that has no trail of its own to record rotations in.
+    pub(crate) async fn keep_reloading(mut self) {
+        let mut tick = tokio::time::interval(INTERVAL);
+        loop {
+            tick.tick().await;
+            if let Some(Err(error)) = self.renew() {
+                tracing::error!("identity refused, the last good one stays: {error}");
+            }
+        }
+    }
+
     fn look(&mut self, outcome: &Outcome) {
-        let contents = match FileContents::read(&self.paths) {
-            Ok(contents) => contents,
-            Err(error) => return outcome.status.set("identity", Some(error.to_string())),
+        let (event, result, error) = match self.renew() {
+            None => return,
+            Some(Ok(settings)) => {
+                let svid = &settings.material().svid;
+                let rotated = ControlEvent::IdentityRotated {
+                    time_unix_ns: now_ns(),
+                    spiffe_id: svid.id().to_string(),
+                    cert_sha256: svid.leaf_sha256_hex().to_owned(),
+                    not_after_unix_s: svid.not_after().max(0) as u64,
+                };
+                (rotated, "loaded", None)
+            }
+            Some(Err(error)) => {
+                tracing::error!("identity refused, the last good one stays: {error}");
+                let reason = "refused".to_owned();
+                (ControlEvent::IdentityLost { time_unix_ns: now_ns(), reason }, "refused", Some(error))
+            }
         };
+        outcome.audit.record(event);
+        outcome.metrics.reloaded("identity", result);
+        outcome.status.set("identity", error);
+    }
+
+    /// Publishes what the files hold, if it is new and good. `None` while there is nothing new to judge; files that
+    /// cannot be read are in the middle of being replaced, or the SVID's expiry will tell.
+    fn renew(&mut self) -> Option<Result<Arc<TlsSettings>, String>> {
+        let contents = FileContents::read(&self.paths).ok()?;
         if !self.seen.settled(contents.digest()) {
-            return;
+            return None;
         }
         let now = rustls_pki_types::UnixTime::now();
         let settings = contents
             .material(&self.trust_domain, now)
             .map_err(|error| error.to_string())
             .and_then(|material| TlsSettings::new(Arc::new(material)).map_err(|error| error.to_string()));
-        match settings {
-            Ok(settings) => {
-                let svid = &settings.material().svid;
-                tracing::info!(spiffe_id = %svid.id(), not_after = svid.not_after(), "identity rotated");
-                outcome.audit.record(ControlEvent::IdentityRotated {
-                    time_unix_ns: now_ns(),
-                    spiffe_id: svid.id().to_string(),
-                    cert_sha256: svid.leaf_sha256_hex().to_owned(),
-                    not_after_unix_s: svid.not_after().max(0) as u64,
-                });
-                outcome.metrics.reloaded("identity", "loaded");
-                outcome.status.set("identity", None);
-                self.published.send_replace(Arc::new(settings));
-            }
-            Err(error) => {
-                tracing::error!("identity refused, the last good one stays: {error}");
-                outcome.audit.record(ControlEvent::IdentityLost {
-                    time_unix_ns: now_ns(),
-                    reason: "refused".to_owned(),
-                });
-                outcome.metrics.reloaded("identity", "refused");
-                outcome.status.set("identity", Some(error));
-            }
-        }
+        Some(settings.map(|settings| {
+            let settings = Arc::new(settings);
+            let svid = &settings.material().svid;
+            tracing::info!(spiffe_id = %svid.id(), not_after = svid.not_after(), "identity rotated");
+            self.published.send_replace(settings.clone());
+            settings
+        }))
     }
 }
 

@@ -94,7 +94,7 @@ impl Audit {
     pub fn shipper(
         &self,
         config: &SinkConfig,
-        resolved: watch::Receiver<Vec<SocketAddr>>,
+        resolved: watch::Receiver<Arc<[SocketAddr]>>,
         tls: Option<watch::Receiver<Arc<rustls::ClientConfig>>>,
         timing: ShipTiming,
     ) -> Result<Shipper, AuditError> {

@@ -43,7 +43,7 @@ pub(crate) enum Answer {
 /// A connection to a collector, made when it is needed.
 pub(crate) struct Client {
     endpoint: Endpoint,
-    resolved: watch::Receiver<Vec<SocketAddr>>,
+    resolved: watch::Receiver<Arc<[SocketAddr]>>,
     tls: Option<watch::Receiver<Arc<rustls::ClientConfig>>>,
     open: Option<SendRequest<Full<Bytes>>>,
     next_address: usize,
@@ -52,7 +52,7 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(
         endpoint: Endpoint,
-        resolved: watch::Receiver<Vec<SocketAddr>>,
+        resolved: watch::Receiver<Arc<[SocketAddr]>>,
         tls: Option<watch::Receiver<Arc<rustls::ClientConfig>>>,
     ) -> Self {
         Self { endpoint, resolved, tls, open: None, next_address: 0 }

@@ -12,15 +12,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::audit::AuditError;
-use crate::collector::{self, Collector};
 use crate::config::{self, ConfigError};
-use crate::identity::{CaError, FilePaths, IdentityError, SpiffeIdError};
-use crate::runtime::{self, Loaded, Sidecar, StartError};
-pub use check::{CheckReport, CheckResult, check};
+use crate::identity::{CaError, SpiffeIdError};
+use crate::runtime::{BoundCollector, Loaded, Sidecar, StartError};
+pub use check::{Step, check};
 use files::Files;
 
 /// Where the caller `web` sends its requests.
@@ -66,12 +65,6 @@ pub enum DevError {
     /// A sidecar.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// The collector's identity.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// The collector.
-    #[error(transparent)]
-    Collector(#[from] collector::CollectorError),
     /// A spool at the end.
     #[error(transparent)]
     Audit(#[from] AuditError),
@@ -134,7 +127,7 @@ impl Mesh {
 
 async fn start_collector(files: &Files) -> Result<(oneshot::Sender<()>, JoinHandle<()>), DevError> {
     let config = config::load_collector(&files.path("collector/collector.yaml"))?;
-    let (collector, _) = runtime::bind_collector(&config).await?;
+    let collector = BoundCollector::bind(&config).await?;
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(async move {
         let served = collector.serve(async { drop(stopped.await) }).await;

@@ -4,30 +4,41 @@
 //! lives on worker threads that share nothing with it. Several sidecars can run in one process, as `phiward dev` does, so
 //! nothing here is global.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+mod collector;
+mod loaded;
+mod shipping;
+mod sockets;
+
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::admin::{self, AdminState, Health};
-use crate::audit::{self, Audit, AuditError, InstanceFacts, KeyFileError, PseudonymKey, SpoolConfig};
-use crate::config::{AppProtocol, MeshProtocol, OutboundAudit, SidecarConfig, SinkConfig};
+use crate::audit::{self, Audit, AuditError, InstanceFacts, KeyFileError, SpoolConfig};
+use crate::collector::CollectorError;
+use crate::config::{AppProtocol, MeshProtocol, OutboundAudit, SidecarConfig};
 use crate::drain::Drain;
-use crate::identity::{FileContents, FilePaths, IdentityError};
+use crate::identity::IdentityError;
 use crate::logging::LogLevel;
 use crate::metrics::Metrics;
-use crate::policy::{Finding, Policy};
+use crate::policy::Policy;
 use crate::proxy::{self, DirectionSpec, ListenerSpec, Protocol, ServiceSpec, WorkerInbox, WorkerSpec};
 use crate::reload::{self, IdentityFiles, Outcome, PolicyFile, ReloadStatus, Watcher};
 use crate::resolve::{Resolution, ResolveError};
-use crate::tls::{Alpn, TlsError, TlsSettings};
-use crate::yaml;
+use crate::tls::{TlsError, TlsSettings};
+
+pub use collector::BoundCollector;
+pub use loaded::Loaded;
+pub use sockets::Addresses;
+
+use shipping::{Shipping, audit_sink};
+use sockets::Bound;
 
 /// How long the flush of events to sinks may take at the end; the spool keeps what is left.
 const FLUSH_AT_END: Duration = Duration::from_secs(5);
@@ -58,6 +69,9 @@ pub enum StartError {
     /// The spool.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// The collector.
+    #[error(transparent)]
+    Collector(#[from] CollectorError),
     /// Names of endpoints.
     #[error(transparent)]
     Resolve(#[from] ResolveError),
@@ -87,78 +101,6 @@ impl StartError {
     }
 }
 
-/// Everything that a configuration names, read and checked, with nothing started.
-pub struct Loaded {
-    config: SidecarConfig,
-    tls: TlsSettings,
-    identity: ([u8; 32], FilePaths),
-    policy: Option<(PathBuf, Vec<u8>, Policy)>,
-    pseudonyms: PseudonymKey,
-}
-
-impl Loaded {
-    /// Reads what `config` names. `phiward check` ends here, `run` goes on from here.
-    ///
-    /// # Errors
-    /// The first file that cannot be used, with everything that is wrong with it.
-    pub fn load(config: SidecarConfig) -> Result<Self, StartError> {
-        let paths = FilePaths {
-            certificate: config.identity.certificate.clone(),
-            private_key: config.identity.private_key.clone(),
-            bundle: config.identity.bundle.clone(),
-            federation: config.identity.federation.clone(),
-        };
-        let contents = FileContents::read(&paths)?;
-        let now = rustls_pki_types::UnixTime::now();
-        let material = contents.material(&config.identity.trust_domain, now)?;
-        let tls = TlsSettings::new(Arc::new(material))?;
-        let policy = config.policy.as_ref().map(load_policy).transpose()?;
-        let pseudonyms = PseudonymKey::from_file(&config.audit.key_file)?;
-        Ok(Self { config, tls, identity: (contents.digest(), paths), policy, pseudonyms })
-    }
-
-    /// One line each about what was loaded, for `phiward check`.
-    pub fn summary(&self) -> Vec<String> {
-        let svid = &self.tls.material().svid;
-        let mut lines = vec![format!("identity {}", svid.id())];
-        if let Some((_, _, policy)) = &self.policy {
-            lines.push(format!("policy {} revision {}", policy.name(), policy.revision()));
-        }
-        if let Some(inbound) = &self.config.inbound {
-            lines.push(format!("inbound {} listener(s)", inbound.listeners.len()));
-        }
-        if let Some(outbound) = &self.config.outbound {
-            lines.push(format!("outbound {} service(s)", outbound.services.len()));
-        }
-        lines.push(format!("audit {} sink(s)", self.config.audit.sinks.len()));
-        lines
-    }
-}
-
-fn load_policy(path: &PathBuf) -> Result<(PathBuf, Vec<u8>, Policy), StartError> {
-    let content = std::fs::read(path)
-        .map_err(|source| StartError::PolicyUnreadable { path: path.clone(), source })?;
-    let policy = Policy::parse(&content).map_err(|findings| {
-        let problems: Vec<yaml::Problem> = findings.iter().map(Finding::to_problem).collect();
-        let text = String::from_utf8_lossy(&content);
-        StartError::PolicyInvalid(yaml::render(&path.display().to_string(), &text, &problems))
-    })?;
-    Ok((path.clone(), content, policy))
-}
-
-/// Where a running sidecar listens, which port 0 leaves to the system.
-#[derive(Debug, Clone)]
-pub struct Addresses {
-    /// The inbound listeners, in the order of the configuration.
-    pub inbound: Vec<SocketAddr>,
-    /// The probe listener.
-    pub probes: Option<SocketAddr>,
-    /// The outbound listener.
-    pub outbound: Option<SocketAddr>,
-    /// The admin endpoint.
-    pub admin: SocketAddr,
-}
-
 /// A running sidecar.
 pub struct Sidecar {
     addresses: Addresses,
@@ -170,7 +112,7 @@ pub struct Sidecar {
     places: Arc<Semaphore>,
     acceptors: JoinSet<()>,
     control: JoinSet<()>,
-    shipping: (),
+    shipping: Shipping,
     workers: Vec<JoinHandle<()>>,
     inboxes: Vec<WorkerInbox>,
     _names: Resolution,
@@ -203,7 +145,7 @@ impl Sidecar {
             None => (None, None),
         };
         let health = Arc::new(Health::new(audit.status_reader(), tls.clone(), policy.clone(), status.clone()));
-        let shipping = ship(&config.audit.sinks, &audit, &tls, &mut names)?;
+        let shipping = Shipping::start(&config.audit.sinks, &audit, &tls, &mut names)?;
         let (drain, drain_watch) = Drain::new();
 
         let listeners = listener_specs(&config, policy.as_ref(), &health, &mut names)?;
@@ -281,63 +223,11 @@ impl Sidecar {
         });
         drop(joined.await);
         let closed = self.audit.close();
+        self.shipping.finish(FLUSH_AT_END).await;
         self.control.shutdown().await;
         tracing::info!("drained");
         closed
     }
-}
-
-/// Sockets that are listened on, before anything is served: an address that is taken is found out first.
-struct Bound {
-    admin: TcpListener,
-    /// Inbound, then probes, then outbound, as [`listener_specs`] orders them.
-    traffic: Vec<(TcpListener, Kind)>,
-}
-
-enum Kind {
-    Inbound,
-    Probes,
-    Outbound,
-}
-
-impl Bound {
-    async fn bind(config: &SidecarConfig) -> Result<Self, StartError> {
-        let mut traffic = Vec::new();
-        if let Some(inbound) = &config.inbound {
-            for listener in &inbound.listeners {
-                traffic.push((bind(&listener.name, listener.bind).await?, Kind::Inbound));
-            }
-            if let Some(probes) = &inbound.probes {
-                traffic.push((bind("probes", probes.bind).await?, Kind::Probes));
-            }
-        }
-        if let Some(outbound) = &config.outbound {
-            traffic.push((bind("outbound", outbound.bind).await?, Kind::Outbound));
-        }
-        Ok(Self { admin: bind("admin", config.admin.bind).await?, traffic })
-    }
-
-    fn addresses(&self) -> Addresses {
-        // A bound socket has an address; the fallback is never seen.
-        let addr = |socket: &TcpListener| {
-            socket.local_addr().unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0))
-        };
-        let mut addresses =
-            Addresses { inbound: Vec::new(), probes: None, outbound: None, admin: addr(&self.admin) };
-        for (socket, kind) in &self.traffic {
-            match kind {
-                Kind::Inbound => addresses.inbound.push(addr(socket)),
-                Kind::Probes => addresses.probes = Some(addr(socket)),
-                Kind::Outbound => addresses.outbound = Some(addr(socket)),
-            }
-        }
-        addresses
-    }
-}
-
-async fn bind(what: &str, addr: SocketAddr) -> Result<TcpListener, StartError> {
-    let bound = TcpListener::bind(addr).await;
-    bound.map_err(|source| StartError::Bind { what: what.to_owned(), addr, source })
 }
 
 fn listener_specs(
@@ -433,26 +323,4 @@ fn instance(config: &SidecarConfig, tls: &TlsSettings) -> InstanceFacts {
         spiffe_id: Some(tls.material().svid.id().to_string()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
-}
-
-fn audit_sink(sink: &SinkConfig) -> audit::SinkConfig {
-    audit::SinkConfig {
-        name: sink.name.clone(),
-        endpoint: audit::Endpoint {
-            https: sink.https,
-            host: sink.endpoint.host.clone(),
-            port: sink.endpoint.port,
-        },
-        required: sink.required,
-    }
-}
-
-fn ship(
-    sinks: &[SinkConfig],
-    audit: &Audit,
-    tls: &watch::Receiver<Arc<TlsSettings>>,
-    names: &mut Resolution,
-) -> Result<(), StartError> {
-    let _ = (sinks, audit, tls, names, Alpn::Http1);
-    Ok(())
 }

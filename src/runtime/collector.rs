@@ -1,0 +1,69 @@
+//! A collector put together from its configuration: identity, its renewal, the store.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::StartError;
+use super::loaded::file_paths;
+use crate::collector::{self, Collector};
+use crate::config::CollectorConfig;
+use crate::identity::FileContents;
+use crate::reload::IdentityFiles;
+use crate::tls::TlsSettings;
+
+/// A collector that is bound and not yet serving.
+pub struct BoundCollector {
+    collector: Collector,
+    address: SocketAddr,
+    tasks: JoinSet<()>,
+}
+
+impl BoundCollector {
+    /// Loads the identity, opens the store and listens.
+    ///
+    /// # Errors
+    /// The identity, the store or the address cannot be used.
+    pub async fn bind(config: &CollectorConfig) -> Result<Self, StartError> {
+        let paths = file_paths(&config.identity);
+        let contents = FileContents::read(&paths)?;
+        let now = rustls_pki_types::UnixTime::now();
+        let material = contents.material(&config.identity.trust_domain, now)?;
+        let settings = TlsSettings::new(Arc::new(material))?;
+        let (server, newest_server) = watch::channel(settings.server());
+        let (sender, mut newest) = watch::channel(Arc::new(settings));
+        let mut tasks = JoinSet::new();
+        let trust_domain = config.identity.trust_domain.clone();
+        let files = IdentityFiles::new(paths, trust_domain, contents.digest(), sender);
+        tasks.spawn(files.keep_reloading());
+        tasks.spawn(async move {
+            while newest.changed().await.is_ok() {
+                server.send_replace(newest.borrow_and_update().server());
+            }
+        });
+        let (collector, address) = Collector::bind(collector::CollectorConfig {
+            bind: config.bind,
+            store: config.store.clone(),
+            tls: Some(newest_server),
+        })?;
+        Ok(Self { collector, address, tasks })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `stop` is done, then lets requests under way end.
+    ///
+    /// # Errors
+    /// The socket cannot be used.
+    pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), StartError> {
+        let Self { collector, tasks, .. } = self;
+        let served = collector.serve(stop).await;
+        drop(tasks);
+        Ok(served?)
+    }
+}

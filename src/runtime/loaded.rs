@@ -1,0 +1,76 @@
+//! What a configuration names, read and checked: the whole of `phiward check`, and the first half of `run`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::StartError;
+use crate::audit::PseudonymKey;
+use crate::config::{IdentityConfig, SidecarConfig};
+use crate::identity::{FileContents, FilePaths};
+use crate::policy::{Finding, Policy};
+use crate::tls::TlsSettings;
+use crate::yaml;
+
+/// Everything that a configuration names, read and checked, with nothing started.
+pub struct Loaded {
+    pub(super) config: SidecarConfig,
+    pub(super) tls: TlsSettings,
+    pub(super) identity: ([u8; 32], FilePaths),
+    pub(super) policy: Option<(PathBuf, Vec<u8>, Policy)>,
+    pub(super) pseudonyms: PseudonymKey,
+}
+
+impl Loaded {
+    /// Reads what `config` names. `phiward check` ends here, `run` goes on from here.
+    ///
+    /// # Errors
+    /// The first file that cannot be used, with everything that is wrong with it.
+    pub fn load(config: SidecarConfig) -> Result<Self, StartError> {
+        let paths = file_paths(&config.identity);
+        let contents = FileContents::read(&paths)?;
+        let now = rustls_pki_types::UnixTime::now();
+        let material = contents.material(&config.identity.trust_domain, now)?;
+        let tls = TlsSettings::new(Arc::new(material))?;
+        let policy = config.policy.as_ref().map(load_policy).transpose()?;
+        let pseudonyms = PseudonymKey::from_file(&config.audit.key_file)?;
+        Ok(Self { config, tls, identity: (contents.digest(), paths), policy, pseudonyms })
+    }
+
+    /// One line each about what was loaded, for `phiward check`.
+    pub fn summary(&self) -> Vec<String> {
+        let svid = &self.tls.material().svid;
+        let mut lines = vec![format!("identity {}", svid.id())];
+        if let Some((_, _, policy)) = &self.policy {
+            lines.push(format!("policy {} revision {}", policy.name(), policy.revision()));
+        }
+        if let Some(inbound) = &self.config.inbound {
+            lines.push(format!("inbound {} listener(s)", inbound.listeners.len()));
+        }
+        if let Some(outbound) = &self.config.outbound {
+            lines.push(format!("outbound {} service(s)", outbound.services.len()));
+        }
+        lines.push(format!("audit {} sink(s)", self.config.audit.sinks.len()));
+        lines
+    }
+}
+
+fn load_policy(path: &PathBuf) -> Result<(PathBuf, Vec<u8>, Policy), StartError> {
+    let content = std::fs::read(path)
+        .map_err(|source| StartError::PolicyUnreadable { path: path.clone(), source })?;
+    let policy = Policy::parse(&content).map_err(|findings| {
+        let problems: Vec<yaml::Problem> = findings.iter().map(Finding::to_problem).collect();
+        let text = String::from_utf8_lossy(&content);
+        StartError::PolicyInvalid(yaml::render(&path.display().to_string(), &text, &problems))
+    })?;
+    Ok((path.clone(), content, policy))
+}
+
+/// Where the identity's files are.
+pub(super) fn file_paths(config: &IdentityConfig) -> FilePaths {
+    FilePaths {
+        certificate: config.certificate.clone(),
+        private_key: config.private_key.clone(),
+        bundle: config.bundle.clone(),
+        federation: config.federation.clone(),
+    }
+}
