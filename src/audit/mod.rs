@@ -280,6 +280,8 @@ impl StatusReader {
     /// The state now.
     pub fn status(&self) -> AuditStatus {
         let shared = &self.0;
+        // Let go of before the sinks' backlogs are asked for, which look at the segments too.
+        let spool_bytes = shared.tail().segments.iter().map(|segment| segment.bytes).sum();
         let sinks = shared.sinks.iter().map(|sink| SinkStatus {
             name: sink.name.clone(),
             required: sink.required,
@@ -292,7 +294,7 @@ impl StatusReader {
             epoch: shared.epoch.clone(),
             written_events: shared.written_events.load(Ordering::Acquire),
             written_bytes: shared.written_bytes.load(Ordering::Acquire),
-            spool_bytes: shared.tail().segments.iter().map(|segment| segment.bytes).sum(),
+            spool_bytes,
             free_bytes: shared.free.load(Ordering::Acquire).max(0) as u64,
             healthy: shared.health() == Health::Good,
             last_error: shared.last_error(),

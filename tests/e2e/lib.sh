@@ -1,0 +1,105 @@
+# What the end-to-end scripts share. Source it; it makes a work folder, and ends every child with the script.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+target=${CARGO_TARGET_DIR:-$root/target}
+phiward=$target/release/phiward
+work=$(mktemp -d "${TMPDIR:-/tmp}/phiward-e2e-XXXXXX")
+passed=0
+failed=0
+
+say() { printf '%s\n' "$*"; }
+
+cleanup() {
+  local status=$?
+  trap - EXIT
+  # Every child of this script, and what those started.
+  pkill -KILL -P $$ 2>/dev/null || true
+  [ -f "$work/nginx.pid" ] && kill -KILL "$(cat "$work/nginx.pid")" 2>/dev/null || true
+  if [ "$status" -ne 0 ] || [ "$failed" -ne 0 ]; then
+    say "logs: $work"
+    for log in "$work"/*.log; do [ -s "$log" ] && { say "== $log"; tail -n 15 "$log"; }; done
+  else
+    rm -rf "$work"
+  fi
+  say "$passed passed, $failed failed"
+  [ "$failed" -eq 0 ] || exit 1
+  exit "$status"
+}
+trap cleanup EXIT
+
+# check WHAT CONDITION...: runs the condition, counts and tells.
+check() {
+  local what=$1
+  shift
+  if "$@"; then
+    passed=$((passed + 1))
+    say "ok   $what"
+  else
+    failed=$((failed + 1))
+    say "FAIL $what"
+  fi
+}
+
+# equal GOT WANTED: for check; tells both when they differ.
+equal() { [ "$1" = "$2" ] || { say "     got '$1', wanted '$2'"; return 1; }; }
+
+# need COMMAND PACKAGE...: installs Debian packages when a command is missing. A missing part fails the run.
+need() {
+  local command=$1
+  shift
+  command -v "$command" >/dev/null && return
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; } \
+      >"$work/apt.log" 2>&1 && command -v "$command" >/dev/null && return
+  fi
+  say "needs $command (Debian packages: $*)"
+  exit 1
+}
+
+build() {
+  say "building the release binary"
+  cargo build --release --locked --quiet --manifest-path "$root/Cargo.toml"
+}
+
+# until_true WHAT COMMAND...: waits up to 30 s for the command to succeed.
+until_true() {
+  local what=$1
+  shift
+  for _ in $(seq 300); do
+    "$@" >/dev/null 2>&1 && return
+    sleep 0.1
+  done
+  say "never came to be: $what"
+  exit 1
+}
+
+ready() { curl -fsS -m 5 -o /dev/null "http://127.0.0.1:$1/ready"; }
+
+# CA and SVIDs with nothing but openssl, as an operator's own PKI would make them.
+openssl_ca() {
+  local dir=$1 domain=$2
+  mkdir -p "$dir"
+  openssl ecparam -name prime256v1 -genkey -noout -out "$dir/ca.key" 2>/dev/null
+  openssl req -x509 -new -key "$dir/ca.key" -days 2 -subj "/CN=$domain CA" -out "$dir/ca.pem" \
+    -addext "basicConstraints=critical,CA:TRUE" -addext "keyUsage=critical,keyCertSign,cRLSign" \
+    -addext "subjectAltName=URI:spiffe://$domain" 2>/dev/null
+}
+
+# openssl_svid CA-DIR DIR URI[,URI...]: svid.pem, svid.key, bundle.pem in DIR.
+openssl_svid() {
+  local ca=$1 dir=$2 names=$3
+  mkdir -p "$dir"
+  openssl ecparam -name prime256v1 -genkey -noout 2>/dev/null | openssl pkcs8 -topk8 -nocrypt -out "$dir/svid.key"
+  openssl req -new -key "$dir/svid.key" -subj "/" -out "$dir/svid.csr" 2>/dev/null
+  local san=""
+  for uri in ${names//,/ }; do san="$san${san:+,}URI:$uri"; done
+  printf 'subjectAltName=%s\nbasicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature\nextendedKeyUsage=clientAuth,serverAuth\n' \
+    "$san" >"$dir/svid.ext"
+  openssl x509 -req -in "$dir/svid.csr" -CA "$ca/ca.pem" -CAkey "$ca/ca.key" -CAcreateserial \
+    -days "${4:-1}" -extfile "$dir/svid.ext" -out "$dir/svid.pem" 2>/dev/null
+  cp "$ca/ca.pem" "$dir/bundle.pem"
+}
+
+# Events of one type in a spool.
+events() { cat "$1"/*.ndjson | grep -c "\"type\":\"$2\"" || true; }
