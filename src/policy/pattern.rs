@@ -285,3 +285,172 @@ pub(super) fn fold_into(segment: &str, buffer: &mut [u8]) -> Option<usize> {
     }
     Some(kept)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pattern(text: &str) -> PathPattern {
+        PathPattern::parse(text, &PathRules::default()).unwrap()
+    }
+
+    /// If this fails, a pattern is accepted that reads as something it does not mean, or that nothing can match.
+    #[test]
+    fn each_rule_of_the_pattern_grammar_is_enforced() {
+        let long = format!("/{}", "a".repeat(256));
+        let longer = "/a".repeat(600);
+        let deep = "/a".repeat(65);
+        for text in [
+            "",
+            "a",
+            "**",
+            "/a/**/b",
+            "/**/",
+            "/a?b",
+            "/a#b",
+            "/a*",
+            "/*.json",
+            "/{id",
+            "/id}",
+            "/a{id}",
+            "/{id}.json",
+            "/{}",
+            "/{1a}",
+            "/{a-b}",
+            "/{a}/{a}",
+            "/a//b",
+            "//",
+            "/a//**",
+            "//**",
+            "/./a",
+            "/../a",
+            "/a b",
+            "/a\\b",
+            "/é",
+            "/%41",
+            "/%c3%a9",
+            "/a%2Fb",
+            "/a;b",
+            "/%",
+            "/%2541",
+            "/%00",
+            "/***",
+            "/{abcdefghijklmnopqrstuvwxyz0123456}",
+            &long,
+            &longer,
+            &deep,
+        ] {
+            assert!(PathPattern::parse(text, &PathRules::default()).is_err(), "{text}");
+        }
+        for text in
+            ["/", "/**", "/a/", "/*/{id}/**", "/%C3%A9", "/%7Bid%7D", "/a%2Ab", "/fhir/$reindex", "/a.b/..c"]
+        {
+            assert_eq!(pattern(text).as_str(), text);
+        }
+        let relaxed = PathRules { preserve_encoded_slash: true, allow_matrix_params: true, max_bytes: 16 };
+        assert!(PathPattern::parse("/a%2Fb;c", &relaxed).is_ok());
+    }
+
+    /// If this fails, a permission grants more, or less, than it says.
+    #[test]
+    fn the_allow_side_matches_exactly() {
+        let table = [
+            ("/", "/", true),
+            ("/", "/a", false),
+            ("/a", "/a/", false),
+            ("/a/", "/a/", true),
+            ("/a/", "/a", false),
+            ("/a/{id}", "/a/1", true),
+            ("/a/{id}", "/a/", false),
+            ("/a/{id}", "/a/1/", false),
+            ("/a/{id}", "/A/1", false),
+            ("/a/*/c", "/a/b/c", true),
+            ("/a/**", "/a", true),
+            ("/a/**", "/a/", true),
+            ("/a/**", "/a/b/c/", true),
+            ("/a/**", "/ab", false),
+            ("/**", "/", true),
+            ("/$x", "/%24x", false),
+        ];
+        for (text, path, want) in table {
+            assert_eq!(pattern(text).matches(path), want, "{text} {path}");
+        }
+    }
+
+    /// If this fails, a deny rule is passed by by spelling the path in another way.
+    #[test]
+    fn the_deny_side_matches_every_spelling() {
+        let table = [
+            ("/admin/**", "/Admin", true),
+            ("/admin/**", "/admin/", true),
+            ("/admin/**", "/ADMIN/x", true),
+            ("/admin/**", "/admin./x", true),
+            ("/admin/**", "/admin%20/x", true),
+            ("/admin/**", "/administrator", false),
+            ("/admin", "/admin/", true),
+            ("/admin/", "/admin", true),
+            ("/admin", "/admin...", true),
+            ("/admin", "/a%64min", true), // not canonical, but no reason to miss it
+            ("/fhir/$reindex", "/fhir/%24ReIndex", true),
+            ("/%7Bx", "/%7bX", true),
+            ("/a/{id}", "/a/1/", true),
+            ("/a/{id}", "/a/", false),
+            ("/admin/x", "/admin%2Fx", true),
+            ("/a/{id}/c", "/a/b%2Fb/c", true),
+            ("/admin/x", "/admin;v=1/x", true),
+            ("/admin/x", "/admin;a%2FX", true),
+            ("/", "/", true),
+            ("/", "/a", false),
+        ];
+        for (text, path, want) in table {
+            assert_eq!(pattern(text).matches_wide(path), want, "{text} {path}");
+        }
+    }
+
+    /// If this fails, audit events carry the wrong pseudonyms.
+    #[test]
+    fn parameters_are_named() {
+        let named = pattern("/a/{id}/*/x/*/**");
+        let found: Vec<_> = named.params("/a/1/2/x/3/4/5").collect();
+        assert_eq!(found, [("id", "1"), ("*1", "2"), ("*2", "3")]);
+    }
+
+    fn any_pattern() -> impl Strategy<Value = PathPattern> {
+        "(/(a|b|\\*)){0,3}(/a|/B|/\\*|/\\*\\*|/)".prop_map(|text| pattern(&text))
+    }
+
+    /// Every path over these segments, with and without a trailing slash, longer by one than any pattern above.
+    fn all_paths() -> Vec<String> {
+        let mut words = vec![String::new()];
+        let mut all = vec!["/".to_owned()];
+        for _ in 0..5 {
+            words =
+                words.iter().flat_map(|word| ["a", "b", "B", "c"].map(|s| format!("{word}/{s}"))).collect();
+            all.extend(words.iter().flat_map(|word| [word.clone(), format!("{word}/")]));
+        }
+        all
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        /// If this fails, "unreachable" and "shadowed" are guesses.
+        #[test]
+        fn inclusion_agrees_with_matching(a in any_pattern(), b in any_pattern()) {
+            let paths = all_paths();
+            let of_b: Vec<_> = paths.iter().filter(|path| b.matches(path)).collect();
+            prop_assert_eq!(a.includes(&b), of_b.iter().all(|path| a.matches(path)));
+            prop_assert_eq!(a.includes_wide(&b), of_b.iter().all(|path| a.matches_wide(path)));
+        }
+
+        /// If this fails, there is a path that is both denied and, in the narrow reading of the same pattern, not.
+        #[test]
+        fn the_wide_reading_includes_the_narrow_one(a in any_pattern()) {
+            for path in all_paths().iter().filter(|path| a.matches(path)) {
+                prop_assert!(a.matches_wide(path), "{} {}", a.as_str(), path);
+            }
+        }
+    }
+}
