@@ -1,6 +1,6 @@
 //! Path patterns: literal segments, `*` and `{name}` for one segment, a last `**` for zero or more.
 //!
-//! Owns their grammar, the slow and obvious way to match one (the compiled form must agree with it), and exact inclusion.
+//! Owns their grammar and the slow and obvious way to match one, with which the compiled form must agree.
 //! A literal must be written the way requests are matched, so that what a reviewer reads is what is compared.
 
 use std::borrow::Cow;
@@ -120,18 +120,6 @@ impl PathPattern {
             .any(|path| match_segments(without_slash(&self.segments), self.rest, wide(path), same))
     }
 
-    /// True when every path that `other` matches exactly is matched exactly by `self`.
-    pub(crate) fn includes(&self, other: &Self) -> bool {
-        covers(&self.segments, self.rest, &other.segments, other.rest, |ours, theirs| ours == theirs)
-    }
-
-    /// True when every path that `other` matches exactly is matched by `self` the wide way.
-    pub(crate) fn includes_wide(&self, other: &Self) -> bool {
-        let ours = without_slash(&self.segments);
-        let theirs = without_slash(&other.segments);
-        covers(ours, self.rest, theirs, other.rest, |ours, theirs| fold(ours) == fold(theirs))
-    }
-
     /// The name and the value of each variable segment of `path`, which the pattern matches.
     pub(crate) fn params<'a>(&'a self, path: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
         let found = path.strip_prefix('/').unwrap_or(path).split('/');
@@ -211,24 +199,6 @@ fn match_segments<'a>(
         }
     }
     rest || found.next().is_none()
-}
-
-fn covers(
-    ours: &[Segment],
-    our_rest: bool,
-    theirs: &[Segment],
-    their_rest: bool,
-    same: impl Fn(&str, &str) -> bool,
-) -> bool {
-    let lengths =
-        if our_rest { ours.len() <= theirs.len() } else { ours.len() == theirs.len() && !their_rest };
-    lengths
-        && ours.iter().zip(theirs).all(|pair| match pair {
-            (Segment::One(_), Segment::One(_)) => true,
-            (Segment::One(_), Segment::Literal(text)) => !text.is_empty(),
-            (Segment::Literal(ours), Segment::Literal(theirs)) => same(ours, theirs),
-            (Segment::Literal(_), Segment::One(_)) => false,
-        })
 }
 
 /// A pattern's segments without the empty one of a trailing slash.
@@ -417,40 +387,16 @@ mod tests {
         assert_eq!(found, [("id", "1"), ("*1", "2"), ("*2", "3")]);
     }
 
-    fn any_pattern() -> impl Strategy<Value = PathPattern> {
-        "(/(a|b|\\*)){0,3}(/a|/B|/\\*|/\\*\\*|/)".prop_map(|text| pattern(&text))
-    }
-
-    /// Every path over these segments, with and without a trailing slash, longer by one than any pattern above.
-    fn all_paths() -> Vec<String> {
-        let mut words = vec![String::new()];
-        let mut all = vec!["/".to_owned()];
-        for _ in 0..5 {
-            words =
-                words.iter().flat_map(|word| ["a", "b", "B", "c"].map(|s| format!("{word}/{s}"))).collect();
-            all.extend(words.iter().flat_map(|word| [word.clone(), format!("{word}/")]));
-        }
-        all
-    }
-
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(128))]
-
-        /// If this fails, "unreachable" and "shadowed" are guesses.
-        #[test]
-        fn inclusion_agrees_with_matching(a in any_pattern(), b in any_pattern()) {
-            let paths = all_paths();
-            let of_b: Vec<_> = paths.iter().filter(|path| b.matches(path)).collect();
-            prop_assert_eq!(a.includes(&b), of_b.iter().all(|path| a.matches(path)));
-            prop_assert_eq!(a.includes_wide(&b), of_b.iter().all(|path| a.matches_wide(path)));
-        }
+        #![proptest_config(ProptestConfig::with_cases(4096))]
 
         /// If this fails, there is a path that is both denied and, in the narrow reading of the same pattern, not.
         #[test]
-        fn the_wide_reading_includes_the_narrow_one(a in any_pattern()) {
-            for path in all_paths().iter().filter(|path| a.matches(path)) {
-                prop_assert!(a.matches_wide(path), "{} {}", a.as_str(), path);
-            }
+        fn the_wide_reading_includes_the_narrow_one(
+            text in "(/(a|b|\\*)){0,3}(/a|/B|/\\*|/\\*\\*|/)", path in "(/(a|b|B|c)){0,4}(/a|/)",
+        ) {
+            let a = pattern(&text);
+            prop_assert!(!a.matches(&path) || a.matches_wide(&path), "{} {}", text, path);
         }
     }
 }
