@@ -37,6 +37,8 @@ pub(super) struct Trie {
 
 #[derive(Clone, Copy)]
 struct Node {
+    /// True when it has literal edges.
+    literals: bool,
     /// The child for any one segment, or [`NONE`].
     one: u32,
     /// Patterns that end exactly here, as a range of `ends`.
@@ -122,7 +124,10 @@ impl Builder {
             ends.append(&mut list);
             (start, ends.len() as u32)
         };
-        let nodes = self.nodes.into_iter().map(|node| Node {
+        let mut has_literals = vec![false; self.nodes.len()];
+        self.edges.keys().for_each(|(node, _)| has_literals[*node as usize] = true);
+        let nodes = self.nodes.into_iter().zip(has_literals).map(|(node, literals)| Node {
+            literals,
             one: node.one.unwrap_or(NONE),
             here: range(node.here),
             rest: range(node.rest),
@@ -166,7 +171,9 @@ impl Trie {
             return self.visit(node_at.here, visit);
         };
         let (segment, rest) = reading.next(rest);
-        let child = if self.wide {
+        let child = if !node_at.literals {
+            None
+        } else if self.wide {
             let mut buffer = [0u8; MAX_LITERAL_BYTES];
             fold_into(segment, &mut buffer).and_then(|length| self.literal(node, &buffer[..length]))
         } else {
