@@ -170,8 +170,10 @@ fn dated_rules_hold_from_the_first_second_to_the_last() {
     let at = |seconds: i64| {
         let grants = policy.grants(&id("spiffe://d/w"), UnixSeconds(seconds));
         let reason = policy.decide(&grants, &request(&policy, "GET /x")).reason;
+        assert_eq!(grants.is_empty(), !(day..3 * day).contains(&seconds), "{seconds}");
         (reason, grants.valid_until().map(|time| time.0))
     };
+    assert_eq!(at(day - 1), (Reason::DenyRule, Some(day)));
     assert_eq!(at(0), (Reason::DenyRule, Some(day)));
     assert_eq!(at(day), (Reason::DenyRule, Some(day + day / 2)));
     assert_eq!(at(day + day / 2 - 1), (Reason::DenyRule, Some(day + day / 2)));
@@ -335,6 +337,28 @@ proptest! {
             prop_assert_eq!(again.reason, Reason::DenyRule, "{} {}", path, other);
         }
     }
+}
+
+/// If this fails, an identity is given, or refused, what another identity's rule says about the same path.
+#[test]
+fn many_roles_and_quarantines_share_a_path() {
+    use std::fmt::Write;
+    let (mut roles, mut bindings, mut denies) = (String::new(), String::new(), String::new());
+    for at in 0..50 {
+        let _ = writeln!(roles, "  r{at}: [{{name: p{at}, methods: [GET], paths: [/x]}}]");
+        let _ =
+            writeln!(bindings, "  - {{role: r{at}, identities: [\"spiffe://d/w{at}\", \"spiffe://d/all\"]}}");
+        let _ = writeln!(denies, "  - {{name: d{at}, paths: [/x/y], identities: [\"spiffe://d/w{at}\"]}}");
+    }
+    let policy = policy(&format!("roles:\n{roles}bindings:\n{bindings}deny:\n{denies}"));
+    for at in 0..50 {
+        let who = format!("spiffe://d/w{at}");
+        assert_eq!(decide(&policy, &who, "GET /x").rule, Some(format!("p{at}").as_str()));
+        assert_eq!(decide(&policy, &who, "GET /x/y").rule, Some(format!("d{at}").as_str()));
+    }
+    assert_eq!(decide(&policy, "spiffe://d/all", "GET /x").rule, Some("p0"));
+    assert_eq!(decide(&policy, "spiffe://d/all", "GET /x/y").reason, Reason::NoAllowRule);
+    assert_eq!(decide(&policy, "spiffe://d/none", "GET /x").reason, Reason::NoAllowRule);
 }
 
 /// If this fails, 10,000 rules are looked at one by one: the decision must name the right one of many look-alikes.
