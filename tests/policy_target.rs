@@ -340,7 +340,7 @@ fn any_rules() -> impl Strategy<Value = PathRules> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4096))]
+    #![proptest_config(ProptestConfig::with_cases(2048))]
 
     /// If this fails, a network peer can bring a worker down.
     #[test]
