@@ -20,7 +20,7 @@ impl<'a> Authority<'a> {
     pub(super) fn parse(text: &'a str) -> Option<Self> {
         let port_at = match text.strip_prefix('[') {
             Some(_) => text.find(']')? + 1,
-            None => text.find(':').unwrap_or(text.len()),
+            None => text.bytes().position(|b| b == b':').unwrap_or(text.len()),
         };
         let (name, rest) = text.split_at(port_at);
         let port = match rest.strip_prefix(':') {
@@ -44,6 +44,9 @@ fn parse_port(text: &str) -> Option<u16> {
 
 /// `name` in the form that is compared, or none when it is not a host.
 pub(super) fn canonical_host(name: &str) -> Option<Cow<'_, str>> {
+    if is_ordinary(name) {
+        return Some(Cow::Borrowed(name));
+    }
     if let Some(inner) = name.strip_prefix('[') {
         let address: Ipv6Addr = inner.strip_suffix(']')?.parse().ok()?;
         let text = format!("[{address}]");
@@ -63,6 +66,25 @@ pub(super) fn canonical_host(name: &str) -> Option<Cow<'_, str>> {
     }
     let upper = name.bytes().any(|b| b.is_ascii_uppercase());
     Some(if upper { Cow::Owned(name.to_ascii_lowercase()) } else { Cow::Borrowed(name) })
+}
+
+/// True for nearly all hosts: names that need none of the looks that [`canonical_host`] takes at the others.
+fn is_ordinary(name: &str) -> bool {
+    let mut label = 0;
+    let mut letter_first = false;
+    for byte in name.bytes() {
+        match byte {
+            b'.' if label > 0 => label = 0,
+            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' if label < 63 => {
+                if label == 0 {
+                    letter_first = byte.is_ascii_lowercase();
+                }
+                label += 1;
+            }
+            _ => return false,
+        }
+    }
+    label > 0 && letter_first && name.len() <= MAX_HOST_BYTES
 }
 
 fn ends_in_number(name: &str) -> bool {
@@ -132,6 +154,8 @@ mod tests {
             "1.2.3.4.5",
             "010.0.0.1",
             "a.0x1F",
+            "a.0xf",
+            "a.1",
             "a?b",
             "a#b",
             &long_label,

@@ -35,7 +35,17 @@ impl Method {
 
     /// The method with this name; methods are case-sensitive (RFC 9110 section 9.1).
     pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|method| method.as_str() == name)
+        Some(match name.as_bytes() {
+            b"GET" => Self::Get,
+            b"HEAD" => Self::Head,
+            b"POST" => Self::Post,
+            b"PUT" => Self::Put,
+            b"PATCH" => Self::Patch,
+            b"DELETE" => Self::Delete,
+            b"OPTIONS" => Self::Options,
+            b"TRACE" => Self::Trace,
+            _ => return None,
+        })
     }
 }
 

@@ -19,6 +19,7 @@ mod method;
 mod path;
 mod pattern;
 mod query;
+mod reach;
 mod reason;
 mod request;
 mod selftest;

@@ -43,6 +43,9 @@ pub(super) fn canonical<'a>(path: &'a str, rules: &PathRules) -> Result<Cow<'a, 
     if path.len() > rules.max_bytes {
         return Err(Reason::PathTooLong);
     }
+    if is_ordinary(path) {
+        return Ok(Cow::Borrowed(path));
+    }
     let mut escaped = false;
     for byte in path.bytes() {
         match CLASS[usize::from(byte)] {
@@ -55,6 +58,17 @@ pub(super) fn canonical<'a>(path: &'a str, rules: &PathRules) -> Result<Cow<'a, 
     let canonical = if escaped { unescape(path, rules)? } else { Cow::Borrowed(path) };
     check_segments(&canonical, rules)?;
     Ok(canonical)
+}
+
+/// True for nearly all paths: only bytes that stand for themselves, no empty segment and none that begins with a dot.
+fn is_ordinary(path: &str) -> bool {
+    let mut before = 0;
+    let mut doubtful = false;
+    for byte in path.bytes() {
+        doubtful |= !PLAIN[usize::from(byte)] | (before == b'/' && matches!(byte, b'/' | b'.'));
+        before = byte;
+    }
+    !doubtful
 }
 
 #[derive(Clone, Copy)]
@@ -85,6 +99,17 @@ const CLASS: [Class; 256] = {
             b if is_unreserved(b) => Class::Plain,
             _ => Class::Refused(Reason::IllegalByte),
         };
+        byte += 1;
+    }
+    table
+};
+
+/// Where [`CLASS`] is [`Class::Plain`].
+const PLAIN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = matches!(CLASS[byte], Class::Plain);
         byte += 1;
     }
     table

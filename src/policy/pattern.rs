@@ -1,6 +1,6 @@
 //! Path patterns: literal segments, `*` and `{name}` for one segment, a last `**` for zero or more.
 //!
-//! Owns their grammar, the slow and obvious way to match one (the compiled form must agree with it), and exact inclusion.
+//! Owns their grammar and the slow and obvious way to match one, with which the compiled form must agree.
 //! A literal must be written the way requests are matched, so that what a reviewer reads is what is compared.
 
 use std::borrow::Cow;
@@ -120,18 +120,6 @@ impl PathPattern {
             .any(|path| match_segments(without_slash(&self.segments), self.rest, wide(path), same))
     }
 
-    /// True when every path that `other` matches exactly is matched exactly by `self`.
-    pub(crate) fn includes(&self, other: &Self) -> bool {
-        covers(&self.segments, self.rest, &other.segments, other.rest, |ours, theirs| ours == theirs)
-    }
-
-    /// True when every path that `other` matches exactly is matched by `self` the wide way.
-    pub(crate) fn includes_wide(&self, other: &Self) -> bool {
-        let ours = without_slash(&self.segments);
-        let theirs = without_slash(&other.segments);
-        covers(ours, self.rest, theirs, other.rest, |ours, theirs| fold(ours) == fold(theirs))
-    }
-
     /// The name and the value of each variable segment of `path`, which the pattern matches.
     pub(crate) fn params<'a>(&'a self, path: &'a str) -> impl Iterator<Item = (&'a str, &'a str)> {
         let found = path.strip_prefix('/').unwrap_or(path).split('/');
@@ -213,24 +201,6 @@ fn match_segments<'a>(
     rest || found.next().is_none()
 }
 
-fn covers(
-    ours: &[Segment],
-    our_rest: bool,
-    theirs: &[Segment],
-    their_rest: bool,
-    same: impl Fn(&str, &str) -> bool,
-) -> bool {
-    let lengths =
-        if our_rest { ours.len() <= theirs.len() } else { ours.len() == theirs.len() && !their_rest };
-    lengths
-        && ours.iter().zip(theirs).all(|pair| match pair {
-            (Segment::One(_), Segment::One(_)) => true,
-            (Segment::One(_), Segment::Literal(text)) => !text.is_empty(),
-            (Segment::Literal(ours), Segment::Literal(theirs)) => same(ours, theirs),
-            (Segment::Literal(_), Segment::One(_)) => false,
-        })
-}
-
 /// A pattern's segments without the empty one of a trailing slash.
 pub(super) fn without_slash(segments: &[Segment]) -> &[Segment] {
     match segments.split_last() {
@@ -284,4 +254,149 @@ pub(super) fn fold_into(segment: &str, buffer: &mut [u8]) -> Option<usize> {
         }
     }
     Some(kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pattern(text: &str) -> PathPattern {
+        PathPattern::parse(text, &PathRules::default()).unwrap()
+    }
+
+    /// If this fails, a pattern is accepted that reads as something it does not mean, or that nothing can match.
+    #[test]
+    fn each_rule_of_the_pattern_grammar_is_enforced() {
+        let long = format!("/{}", "a".repeat(256));
+        let longer = "/a".repeat(600);
+        let deep = "/a".repeat(65);
+        for text in [
+            "",
+            "a",
+            "**",
+            "/a/**/b",
+            "/**/",
+            "/a?b",
+            "/a#b",
+            "/a*",
+            "/*.json",
+            "/{id",
+            "/id}",
+            "/a{id}",
+            "/{id}.json",
+            "/{}",
+            "/{1a}",
+            "/{a-b}",
+            "/{a}/{a}",
+            "/a//b",
+            "//",
+            "/a//**",
+            "//**",
+            "/./a",
+            "/../a",
+            "/a b",
+            "/a\\b",
+            "/é",
+            "/%41",
+            "/%c3%a9",
+            "/a%2Fb",
+            "/a;b",
+            "/%",
+            "/%2541",
+            "/%00",
+            "/***",
+            "/{abcdefghijklmnopqrstuvwxyz0123456}",
+            &long,
+            &longer,
+            &deep,
+        ] {
+            assert!(PathPattern::parse(text, &PathRules::default()).is_err(), "{text}");
+        }
+        for text in
+            ["/", "/**", "/a/", "/*/{id}/**", "/%C3%A9", "/%7Bid%7D", "/a%2Ab", "/fhir/$reindex", "/a.b/..c"]
+        {
+            assert_eq!(pattern(text).as_str(), text);
+        }
+        let relaxed = PathRules { preserve_encoded_slash: true, allow_matrix_params: true, max_bytes: 16 };
+        assert!(PathPattern::parse("/a%2Fb;c", &relaxed).is_ok());
+    }
+
+    /// If this fails, a permission grants more, or less, than it says.
+    #[test]
+    fn the_allow_side_matches_exactly() {
+        let table = [
+            ("/", "/", true),
+            ("/", "/a", false),
+            ("/a", "/a/", false),
+            ("/a/", "/a/", true),
+            ("/a/", "/a", false),
+            ("/a/{id}", "/a/1", true),
+            ("/a/{id}", "/a/", false),
+            ("/a/{id}", "/a/1/", false),
+            ("/a/{id}", "/A/1", false),
+            ("/a/*/c", "/a/b/c", true),
+            ("/a/**", "/a", true),
+            ("/a/**", "/a/", true),
+            ("/a/**", "/a/b/c/", true),
+            ("/a/**", "/ab", false),
+            ("/**", "/", true),
+            ("/$x", "/%24x", false),
+        ];
+        for (text, path, want) in table {
+            assert_eq!(pattern(text).matches(path), want, "{text} {path}");
+        }
+    }
+
+    /// If this fails, a deny rule is passed by by spelling the path in another way.
+    #[test]
+    fn the_deny_side_matches_every_spelling() {
+        let table = [
+            ("/admin/**", "/Admin", true),
+            ("/admin/**", "/admin/", true),
+            ("/admin/**", "/ADMIN/x", true),
+            ("/admin/**", "/admin./x", true),
+            ("/admin/**", "/admin%20/x", true),
+            ("/admin/**", "/administrator", false),
+            ("/admin", "/admin/", true),
+            ("/admin/", "/admin", true),
+            ("/admin", "/admin...", true),
+            ("/admin", "/a%64min", true), // not canonical, but no reason to miss it
+            ("/fhir/$reindex", "/fhir/%24ReIndex", true),
+            ("/%7Bx", "/%7bX", true),
+            ("/a/{id}", "/a/1/", true),
+            ("/a/{id}", "/a/", false),
+            ("/admin/x", "/admin%2Fx", true),
+            ("/a/{id}/c", "/a/b%2Fb/c", true),
+            ("/admin/x", "/admin;v=1/x", true),
+            ("/admin/x", "/admin;a%2FX", true),
+            ("/", "/", true),
+            ("/", "/a", false),
+        ];
+        for (text, path, want) in table {
+            assert_eq!(pattern(text).matches_wide(path), want, "{text} {path}");
+        }
+    }
+
+    /// If this fails, audit events carry the wrong pseudonyms.
+    #[test]
+    fn parameters_are_named() {
+        let named = pattern("/a/{id}/*/x/*/**");
+        let found: Vec<_> = named.params("/a/1/2/x/3/4/5").collect();
+        assert_eq!(found, [("id", "1"), ("*1", "2"), ("*2", "3")]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        /// If this fails, there is a path that is both denied and, in the narrow reading of the same pattern, not.
+        #[test]
+        fn the_wide_reading_includes_the_narrow_one(
+            text in "(/(a|b|\\*)){0,3}(/a|/B|/\\*|/\\*\\*|/)", path in "(/(a|b|B|c)){0,4}(/a|/)",
+        ) {
+            let a = pattern(&text);
+            prop_assert!(!a.matches(&path) || a.matches_wide(&path), "{} {}", text, path);
+        }
+    }
 }

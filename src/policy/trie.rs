@@ -37,6 +37,8 @@ pub(super) struct Trie {
 
 #[derive(Clone, Copy)]
 struct Node {
+    /// True when it has literal edges.
+    literals: bool,
     /// The child for any one segment, or [`NONE`].
     one: u32,
     /// Patterns that end exactly here, as a range of `ends`.
@@ -122,7 +124,10 @@ impl Builder {
             ends.append(&mut list);
             (start, ends.len() as u32)
         };
-        let nodes = self.nodes.into_iter().map(|node| Node {
+        let mut has_literals = vec![false; self.nodes.len()];
+        self.edges.keys().for_each(|(node, _)| has_literals[*node as usize] = true);
+        let nodes = self.nodes.into_iter().zip(has_literals).map(|(node, literals)| Node {
+            literals,
             one: node.one.unwrap_or(NONE),
             here: range(node.here),
             rest: range(node.rest),
@@ -166,7 +171,9 @@ impl Trie {
             return self.visit(node_at.here, visit);
         };
         let (segment, rest) = reading.next(rest);
-        let child = if self.wide {
+        let child = if !node_at.literals {
+            None
+        } else if self.wide {
             let mut buffer = [0u8; MAX_LITERAL_BYTES];
             fold_into(segment, &mut buffer).and_then(|length| self.literal(node, &buffer[..length]))
         } else {
@@ -177,6 +184,35 @@ impl Trie {
         }
         if node_at.one != NONE && !segment.is_empty() {
             self.step(node_at.one, rest, reading, visit);
+        }
+    }
+
+    /// Calls `visit` with the ends of every pattern that includes `pattern`: that matches, the tree's way, each path that
+    /// `pattern` matches exactly.
+    pub(super) fn walk_including(&self, pattern: &PathPattern, visit: &mut impl FnMut(&[End])) {
+        let segments = if self.wide { without_slash(&pattern.segments) } else { &pattern.segments };
+        self.step_including(0, segments, pattern.rest, visit);
+    }
+
+    fn step_including(&self, node: u32, segments: &[Segment], rest: bool, visit: &mut impl FnMut(&[End])) {
+        let node_at = self.nodes[node as usize];
+        self.visit(node_at.rest, visit);
+        let Some((segment, after)) = segments.split_first() else {
+            if !rest {
+                self.visit(node_at.here, visit);
+            }
+            return;
+        };
+        let (child, one) = match segment {
+            Segment::One(_) => (None, true),
+            Segment::Literal(text) if self.wide => (self.literal(node, &fold(text)), !text.is_empty()),
+            Segment::Literal(text) => (self.literal(node, text.as_bytes()), !text.is_empty()),
+        };
+        if let Some(child) = child {
+            self.step_including(child, after, rest, visit);
+        }
+        if one && node_at.one != NONE {
+            self.step_including(node_at.one, after, rest, visit);
         }
     }
 
@@ -231,4 +267,85 @@ fn hash(node: u32, key: &[u8]) -> u32 {
         state ^= state >> 29;
     }
     (state.wrapping_mul(K) >> 32) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::PathRules;
+    use super::*;
+
+    fn any_pattern() -> impl Strategy<Value = PathPattern> {
+        "(/(a|b|A|\\*)){0,3}(/a|/B\\.|/\\*|/\\*\\*|/)"
+            .prop_map(|text| PathPattern::parse(&text, &PathRules::default()).unwrap())
+    }
+
+    /// Every path over these segments, with and without a trailing slash, longer by one than any pattern above.
+    fn all_paths() -> Vec<String> {
+        let mut words = vec![String::new()];
+        let mut all = vec!["/".to_owned()];
+        for _ in 0..5 {
+            words =
+                words.iter().flat_map(|word| ["a", "b", "A", "B."].map(|s| format!("{word}/{s}"))).collect();
+            all.extend(words.iter().flat_map(|word| [word.clone(), format!("{word}/")]));
+        }
+        all
+    }
+
+    fn tree(wide: bool, patterns: &[PathPattern]) -> Trie {
+        let mut builder = Builder::new(wide);
+        for (at, pattern) in (0..).zip(patterns) {
+            builder.insert(pattern, End { group: 0, rule: at, pattern: at, methods: MethodSet::ALL });
+        }
+        builder.build()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        /// If this fails, a rule that can never match is not found, or a good one is called unreachable.
+        #[test]
+        fn the_tree_finds_exactly_the_patterns_that_include_another(
+            patterns in proptest::collection::vec(any_pattern(), 0..8), other in any_pattern(), wide in any::<bool>(),
+        ) {
+            let mut found = Vec::new();
+            tree(wide, &patterns).walk_including(&other, &mut |ends| found.extend(ends.iter().map(|end| end.pattern)));
+            found.sort_unstable();
+            let paths = all_paths();
+            let of_other: Vec<_> = paths.iter().filter(|path| other.matches(path)).collect();
+            let matches = if wide { PathPattern::matches_wide } else { PathPattern::matches };
+            let includes = |pattern: &PathPattern| of_other.iter().all(|path| matches(pattern, path));
+            let want: Vec<u32> = (0..).zip(&patterns).filter(|(_, p)| includes(p)).map(|(at, _)| at).collect();
+            prop_assert_eq!(found, want);
+        }
+
+        /// If this fails, a rule is missed or matched that the pattern's own reading says otherwise.
+        #[test]
+        fn the_tree_finds_exactly_the_patterns_that_match_a_path(
+            patterns in proptest::collection::vec(any_pattern(), 0..8), path in "(/(a|b|A|a\\.\\.|%20)){0,4}(/a|/b|/)", wide in any::<bool>(),
+        ) {
+            let mut found = Vec::new();
+            tree(wide, &patterns).walk(&path, Reading::default(), &mut |ends| found.extend(ends.iter().map(|end| end.pattern)));
+            found.sort_unstable();
+            let matches = if wide { PathPattern::matches_wide } else { PathPattern::matches };
+            let want: Vec<u32> =
+                (0..).zip(&patterns).filter(|(_, pattern)| matches(pattern, &path)).map(|(at, _)| at).collect();
+            prop_assert_eq!(found, want);
+        }
+    }
+
+    /// If this fails, a long row of dots, which some servers drop, gets a path past a deny rule.
+    #[test]
+    fn no_number_of_trailing_dots_gets_past_a_literal() {
+        let patterns = [PathPattern::parse("/admin", &PathRules::default()).unwrap()];
+        let tree = tree(true, &patterns);
+        for dots in [0, 1, 249, 250, 251, 1000] {
+            let mut hits = 0;
+            tree.walk(&format!("/Admin{}", ".".repeat(dots)), Reading::default(), &mut |ends| {
+                hits += ends.len()
+            });
+            assert_eq!(hits, 1, "{dots}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{Finding, Policy, Severity, UnixSeconds, document, lint, selftest};
+use super::{Finding, Policy, Severity, UnixSeconds, document, lint, reach, selftest};
 
 /// What [`validate`] found.
 #[derive(Debug)]
@@ -30,13 +30,14 @@ pub fn validate(source: &[u8], now: UnixSeconds) -> Report {
         Ok(document) => document,
         Err(findings) => return Report { policy: None, findings, tests_run: 0, tests_failed: 0 },
     };
-    let mut findings = lint::run(&document, now);
-    let names: Vec<_> = document.roles.iter().map(|role| role.name.clone()).collect();
     let policy = Policy::compile(&document, source);
+    let mut findings = lint::run(&document, now);
+    findings.extend(reach::run(&document, &policy));
     let ran = selftest::run(&policy, &document, now);
     let tests_run = ran.len();
     let proved: HashSet<_> = ran.iter().filter_map(|ran| ran.proved_role).collect();
-    for role in names.iter().filter(|role| !proved.contains(role.value.as_str())) {
+    let names = document.roles.iter().map(|role| &role.name);
+    for role in names.filter(|role| !proved.contains(role.value.as_str())) {
         let message = format!("no test shows that the role `{}` works", role.value);
         let hint = "add a test that expects one of its permissions to allow a request";
         findings.push(Finding::warning("untested_role", role.at, message).hint(hint));

@@ -1,7 +1,7 @@
 //! Bytes to nodes: the only user of the event parser, and the place where the refused parts of YAML are refused.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Span, StrInput, Tag};
 
@@ -11,6 +11,8 @@ use super::{Entry, Mark, Node, Problem, Value};
 pub const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// How deep lists and mappings may nest.
 pub const MAX_DEPTH: usize = 32;
+/// Up to how many keys a mapping is searched key by key.
+const SMALL: usize = 16;
 
 /// Reads one document.
 ///
@@ -41,6 +43,9 @@ fn check_text(bytes: &[u8]) -> Result<&str, Problem> {
         Problem::new(mark_after(&valid), "this byte is not UTF-8").hint("save the file as UTF-8")
     })?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if is_ordinary(text) {
+        return Ok(text);
+    }
     let mut rest = text.char_indices().peekable();
     while let Some((index, c)) = rest.next() {
         let newline_follows = rest.peek().is_some_and(|(_, next)| *next == '\n');
@@ -52,6 +57,11 @@ fn check_text(bytes: &[u8]) -> Result<&str, Problem> {
         }
     }
     Ok(text)
+}
+
+/// True when there is nothing but printable ASCII and line feeds, as nearly always.
+fn is_ordinary(text: &str) -> bool {
+    text.bytes().all(|b| matches!(b, b' '..=b'~' | b'\n'))
 }
 
 /// What `c` is when it may not stand in a file that people review.
@@ -157,15 +167,23 @@ impl<'s> Events<'s> {
 
     fn mapping(&mut self, depth: usize) -> Result<Vec<Entry>, Problem> {
         let mut entries: Vec<Entry> = Vec::new();
-        let mut seen: HashSet<String> = HashSet::new();
+        let mut places: HashMap<String, Mark> = HashMap::new();
         loop {
             let (event, at) = self.next()?;
             if event == Event::MappingEnd {
                 return Ok(entries);
             }
             let key = key(event, at)?;
-            if !seen.insert(key.clone()) {
-                let first = entries.iter().find(|entry| entry.key == key).map_or(at, |entry| entry.at);
+            let first = match entries.len() {
+                // A look at each is quicker than a table, up to here.
+                0..SMALL => entries.iter().find(|entry| entry.key == key).map(|entry| entry.at),
+                SMALL => {
+                    places = entries.iter().map(|entry| (entry.key.clone(), entry.at)).collect();
+                    places.insert(key.clone(), at)
+                }
+                _ => places.insert(key.clone(), at),
+            };
+            if let Some(first) = first {
                 let message = format!("the key `{key}` is already in this mapping, at line {}", first.line);
                 return Err(Problem::new(at, message).hint("keep one of the two"));
             }
@@ -218,8 +236,10 @@ fn key(event: Event<'_>, at: Mark) -> Result<String, Problem> {
 
 fn scalar(text: Cow<'_, str>, style: ScalarStyle, at: Mark) -> Result<Value, Problem> {
     // An escape such as "\0" puts into a value what may not stand in the file.
-    let hidden = text.chars().find_map(|c| refused_char(c, false).map(|what| (c, what)));
-    if let Some((c, what)) = hidden {
+    let hidden = || text.chars().find_map(|c| Some((c, refused_char(c, false)?)));
+    if !is_ordinary(&text)
+        && let Some((c, what)) = hidden()
+    {
         let message = format!("the value holds {what} (U+{:04X})", u32::from(c));
         return Err(Problem::new(at, message).hint("remove the escape"));
     }
@@ -285,6 +305,21 @@ mod tests {
             let (at_line, at_column, message) = refused(text);
             assert!(message.contains(want), "{text:?}: {message}");
             assert_eq!((at_line, at_column), (line, column), "{text:?}: {message}");
+        }
+    }
+
+    /// If this fails, a duplicate key is missed in a mapping of one size or another.
+    #[test]
+    fn duplicates_are_found_in_mappings_of_every_size() {
+        for size in 1..40 {
+            let text: String = (0..size).map(|at| format!("k{at}: v\n")).collect();
+            assert!(parse(text.as_bytes()).is_ok());
+            for again in 0..size {
+                assert!(
+                    refused(&format!("{text}k{again}: v\n")).2.contains(&format!("at line {}", again + 1)),
+                    "{size} {again}"
+                );
+            }
         }
     }
 

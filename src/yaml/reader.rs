@@ -150,12 +150,13 @@ impl<'n> Fields<'n, '_> {
     }
 
     /// A key that is known but not supported by this version: its presence is a problem, and `hint` says what to do.
-    pub fn unsupported(&mut self, key: &'static str, hint: &str) {
-        if let Some(entry) = self.entries.iter().find(|entry| entry.key == key) {
-            let message = format!("`{key}` in {} is not supported by this version of phiward", self.what);
-            self.reader.problem_with_hint(entry.at, message, hint);
-            self.refused.push(key);
-        }
+    /// True when it was there.
+    pub fn unsupported(&mut self, key: &'static str, hint: &str) -> bool {
+        let Some(entry) = self.entries.iter().find(|entry| entry.key == key) else { return false };
+        let message = format!("`{key}` in {} is not supported by this version of phiward", self.what);
+        self.reader.problem_with_hint(entry.at, message, hint);
+        self.refused.push(key);
+        true
     }
 
     /// Where the mapping begins.

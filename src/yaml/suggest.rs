@@ -5,11 +5,11 @@ pub(crate) fn closest<'k>(found: &str, known: impl IntoIterator<Item = &'k str>)
     if found.len() > 64 {
         return None; // the table below is quadratic, and no known word is as long
     }
-    let limit = (found.chars().count() / 3).clamp(1, 2);
+    let limit = found.chars().count().saturating_add(1) / 3; // none for a single letter: every other one is as near
     known
         .into_iter()
         .map(|word| (distance(found, word), word))
-        .filter(|(far, _)| *far <= limit)
+        .filter(|(far, _)| *far <= limit.min(2))
         .min_by_key(|(far, _)| *far)
         .map(|(_, word)| word)
 }
@@ -47,6 +47,7 @@ mod tests {
         assert_eq!(closest("pahts", known), Some("paths"));
         assert_eq!(closest("Hosts", known), Some("hosts"));
         assert_eq!(closest("query", known), None);
+        assert_eq!(closest("a", ["b", "c"]), None);
         assert_eq!(closest("", known), None);
     }
 }

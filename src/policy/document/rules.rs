@@ -45,11 +45,13 @@ fn within_bounds(parts: &Parts<'_>, node: &Node, what: &str, count: usize) -> bo
 fn permission(parts: &Parts<'_>, node: &Node, role: &str, seen: &mut HashSet<String>) -> Option<Permission> {
     let mut fields = parts.reader.fields(node, &format!("a permission of {role}"))?;
     let name = fields.required("name").and_then(|node| unique_name(parts, node, role, seen));
-    for key in ["query", "headers", "tcp", "fhir", "when", "max_response_bytes"] {
-        fields.unsupported(key, NOT_YET);
-    }
-    let methods = fields.required("methods").and_then(|node| parts.methods(node, "methods"));
-    let paths = fields.required("paths").and_then(|node| parts.paths(node, "paths"));
+    let unsupported = ["query", "headers", "tcp", "fhir", "when", "max_response_bytes"];
+    let refused = unsupported.into_iter().filter(|key| fields.unsupported(key, NOT_YET)).count();
+    // Such a permission may well have neither methods nor paths; one error is enough.
+    let mut field = |key| if refused > 0 { fields.optional(key) } else { fields.required(key) };
+    let (methods, paths) = (field("methods"), field("paths"));
+    let methods = methods.and_then(|node| parts.methods(node, "methods"));
+    let paths = paths.and_then(|node| parts.paths(node, "paths"));
     let hosts = fields.optional("hosts").map(|node| parts.hosts(node, "hosts"));
     fields.finish();
     // A list of hosts that could not be read must not become "any host"; the file is refused in that case anyway.
