@@ -296,3 +296,6 @@ fn params(m: &mut Members<'_>, params: &[(&str, Pseudonym)]) {
         last = Some(name);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -54,8 +54,9 @@ impl Follower {
             newest.sort_by_key(|path| path.metadata().and_then(|meta| meta.modified()).ok());
         }
         let mut last: Vec<Vec<u8>> = Vec::new();
-        for path in newest.into_iter().rev() {
-            if last.len() >= lines {
+        for (at, path) in newest.into_iter().rev().enumerate() {
+            // The newest file is read in any case: its writer may be in the middle of a line.
+            if at > 0 && last.len() >= lines {
                 let end = path.metadata()?.len();
                 follower.read.insert(path, end);
                 continue;
@@ -63,8 +64,8 @@ impl Follower {
             let mut found = Vec::new();
             follower.read_on(&path, |line| {
                 found.push(line.to_vec());
-                if found.len() > 2 * lines {
-                    found.drain(..lines);
+                if found.len() > 2 * lines.max(1) {
+                    found.drain(..lines.max(1));
                 }
             })?;
             last.splice(0..0, found);

@@ -386,3 +386,6 @@ async fn pump(worker: Weak<Worker>, link: Arc<WorkerLink>) {
     })
     .await;
 }
+
+#[cfg(test)]
+mod tests;

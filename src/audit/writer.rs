@@ -328,3 +328,6 @@ fn can_be_retried(error: &io::Error) -> bool {
     use io::ErrorKind::{Interrupted, QuotaExceeded, ReadOnlyFilesystem, StorageFull, WriteZero};
     matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem | Interrupted | WriteZero)
 }
+
+#[cfg(test)]
+mod tests;

@@ -56,7 +56,7 @@ pub enum ReportFormat {
 /// How events are exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum ExportFormat {
-    /// One event a line, byte for byte as in the trail, so that the export can be verified too.
+    /// One event a line, byte for byte as in the trail.
     Ndjson,
 }
 

@@ -1,0 +1,207 @@
+//! Every kind of event, with hostile text, against an independent reading of RFC 8785.
+
+use super::*;
+use crate::audit::chain::{Chain, Epoch, MAX_LINE, Record};
+use crate::audit::event::{
+    ConnFacts, Decision, Direction, PolicyFragment, ResponseFacts, SubjectFacts, TlsFacts,
+};
+use crate::audit::pseudonym::PseudonymKey;
+use aws_lc_rs::digest::{SHA256, digest};
+use serde_json::Value;
+
+const NOW: u64 = 1_795_183_402_118_204_771;
+
+/// A batch with one event of every kind, all of whose text is `text`.
+fn every_kind(text: &str) -> Batch {
+    let mut batch = Batch::default();
+    let clock = &mut InstantText::new();
+    let some = || Some(text.to_owned());
+    let tls = Some(TlsFacts { version: text, cipher: text, alpn: Some(text) });
+    let subject = Some(SubjectFacts { spiffe_id: text, cert_sha256: text });
+    let peer = "2001:db8::1".parse().unwrap();
+    let facts = ConnFacts { direction: Direction::Inbound, listener: text, peer, tls, subject };
+    let conn = ConnFragment::new(&facts);
+    let policy = PolicyFragment::new(Some(text), text);
+    let key = PseudonymKey::from_bytes(&[7; 32]).unwrap().pseudonym(b"123");
+    let http = HttpFacts {
+        method: Some("GET"),
+        host: Some(text),
+        host_h: Some(key),
+        template: Some(text),
+        params: &[("\u{ff61}", key), ("b", key), ("\u{10000}", key), ("a", key), ("b", key), ("a\"", key)],
+        target_h: Some(key),
+        service: Some(text),
+        version: "2",
+    };
+    let decision = Decision { outcome: "allow", reason: "rule", rule: Some(text), role: Some(text) };
+    let (request_id, trace_id, conn) = (text, Some(text), &conn);
+    let allowed = AccessDecision {
+        time_unix_ns: NOW,
+        request_id,
+        trace_id,
+        conn,
+        http,
+        decision,
+        policy: Some(&policy),
+    };
+    batch.decision(&allowed, clock);
+    let bare = ConnFragment::new(&ConnFacts { tls: None, subject: None, ..facts });
+    let http = HttpFacts { version: "1.1", ..HttpFacts::default() };
+    let decision = Decision { rule: None, role: None, ..decision };
+    batch.decision(
+        &AccessDecision { trace_id: None, conn: &bare, http, decision, policy: None, ..allowed },
+        clock,
+    );
+    let response =
+        ResponseFacts { status: 200, request_bytes: u64::MAX, aborted: true, ..Default::default() };
+    let complete = AccessComplete { time_unix_ns: NOW, request_id, trace_id, conn, response };
+    batch.complete(&complete, clock);
+    let response = ResponseFacts { reason: Some("upstream_connect"), ..Default::default() };
+    batch.complete(&AccessComplete { conn: &bare, response, ..complete }, clock);
+    batch.conn_rejected(&ConnRejected { time_unix_ns: NOW, conn: facts, reason: text }, clock);
+    for event in [
+        ControlEvent::PolicyLoaded { time_unix_ns: NOW, revision: some(), sha256: text.into() },
+        ControlEvent::PolicyRefused { time_unix_ns: NOW, sha256: some(), errors: 3, first_at: Some((7, 9)) },
+        ControlEvent::PolicyRefused { time_unix_ns: NOW, sha256: None, errors: 3, first_at: None },
+        ControlEvent::IdentityRotated {
+            time_unix_ns: NOW,
+            spiffe_id: text.into(),
+            cert_sha256: text.into(),
+            not_after_unix_s: 1_795_183_402,
+        },
+        ControlEvent::IdentityLost { time_unix_ns: NOW, reason: text.into() },
+    ] {
+        batch.control(&event, clock);
+    }
+    let previous = Some(Previous { epoch: text.into(), seq: 4, hash: text.into() });
+    for event in [
+        TrailEvent::Open { recovery: "torn_tail", lost_bytes: 7, previous },
+        TrailEvent::Open { recovery: "new", lost_bytes: 0, previous: None },
+        TrailEvent::Close { reason: "stopped" },
+        TrailEvent::Gap { from_unix_ns: 1, to_unix_ns: 2, allowed: 3, denied: 4 },
+        TrailEvent::Quarantine {
+            sink: text.into(),
+            status: 403,
+            first_id: text.into(),
+            last_id: text.into(),
+            events: 5,
+        },
+    ] {
+        batch.trail(&event, clock, NOW);
+    }
+    batch
+}
+
+fn chained(batch: &Batch, text: &str) -> Vec<Vec<u8>> {
+    let some = || Some(text.to_owned());
+    let (service, namespace, version) = (text.to_owned(), text.to_owned(), text.to_owned());
+    let facts = InstanceFacts { service, namespace, pod: some(), node: some(), spiffe_id: some(), version };
+    let instance = instance(&facts);
+    let mut chain = Chain::new(Epoch::generate(NOW / 1_000_000, None));
+    let mut out = Vec::new();
+    for (head, tail) in batch.pieces() {
+        chain.append(&mut out, head, &instance, tail);
+    }
+    out.split(|b| *b == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect()
+}
+
+fn sorted(value: &Value) -> String {
+    match value {
+        Value::Object(members) => {
+            let mut members: Vec<_> = members.iter().collect();
+            members.sort_by(|a, b| a.0.encode_utf16().cmp(b.0.encode_utf16()));
+            let text = |(k, v): &(&String, &Value)| format!("{}:{}", Value::from(k.as_str()), sorted(v));
+            format!("{{{}}}", members.iter().map(text).collect::<Vec<_>>().join(","))
+        }
+        other => other.to_string(),
+    }
+}
+
+const HOSTILE: [&str; 6] = [
+    "records.clinic",
+    "",
+    "\"},\"chain\":{\"hash\":\"0\"}\n{",
+    "\u{0}\u{1}\u{8}\t\n\u{c}\r\u{1f}\u{7f}\\/",
+    "é \u{2028}\u{ff61}\u{10000}\u{10ffff}",
+    "\\u0041\\",
+];
+
+/// If this fails, an event is not canonical JSON, so another program computes another hash for it.
+#[test]
+fn every_kind_of_event_is_canonical_json_whatever_its_text() {
+    for text in HOSTILE {
+        for line in chained(&every_kind(text), text) {
+            let value: Value = serde_json::from_slice(&line).unwrap();
+            assert_eq!(sorted(&value), String::from_utf8(line.clone()).unwrap());
+        }
+    }
+}
+
+/// If this fails, the chain cannot be verified by what the design promises, or the verifier refuses good records.
+#[test]
+fn the_hash_is_of_the_canonical_event_without_it() {
+    for text in HOSTILE {
+        let mut prev = "0".repeat(64);
+        for (seq, line) in chained(&every_kind(text), text).into_iter().enumerate() {
+            let mut value: Value = serde_json::from_slice(&line).unwrap();
+            let hash = value["chain"].as_object_mut().unwrap().remove("hash").unwrap();
+            let mut bytes = vec![0];
+            bytes.extend_from_slice(sorted(&value).as_bytes());
+            let mut want = Vec::new();
+            json::hex(&mut want, digest(&SHA256, &bytes).as_ref());
+            assert_eq!(hash.as_str().unwrap().as_bytes(), want);
+            assert_eq!(value["chain"]["prev"], prev.as_str());
+            assert_eq!(value["chain"]["seq"], seq);
+            let record = Record::parse(&line).unwrap();
+            assert!(record.hash_is_right(&mut Vec::new()) && record.seq == seq as u64);
+            assert_eq!(Some(record.kind), value["type"].as_str());
+            prev = hash.as_str().unwrap().to_owned();
+        }
+    }
+}
+
+/// If this fails, a consumer of the trail does not find the members that the schema promises.
+#[test]
+fn a_decision_has_the_members_of_the_schema() {
+    let lines = chained(&every_kind("x"), "x");
+    let full: Value = serde_json::from_slice(&lines[0]).unwrap();
+    let key = PseudonymKey::from_bytes(&[7; 32]).unwrap().pseudonym(b"123").to_string();
+    for (path, want) in [
+        ("/schema", "phiward.audit/1"),
+        ("/type", "access.decision"),
+        ("/time", "2026-11-20T14:03:22.118204771Z"),
+        ("/instance/service", "x"),
+        ("/request/trace_id", "x"),
+        ("/conn/direction", "inbound"),
+        ("/conn/peer_addr", "2001:db8::1"),
+        ("/subject/spiffe_id", "x"),
+        ("/http/method", "GET"),
+        ("/http/params/a", &key),
+        ("/decision/outcome", "allow"),
+        ("/decision/policy_sha256", "x"),
+    ] {
+        assert_eq!(full.pointer(path).and_then(Value::as_str), Some(want), "{path}");
+    }
+    assert_eq!(full["http"]["params"].as_object().unwrap().len(), 5);
+    let bare: Value = serde_json::from_slice(&lines[1]).unwrap();
+    for absent in
+        ["/subject", "/conn/cipher", "/http/host", "/http/params", "/decision/rule", "/request/trace_id"]
+    {
+        assert_eq!(bare.pointer(absent), None, "{absent}");
+    }
+    let complete: Value = serde_json::from_slice(&lines[2]).unwrap();
+    assert_eq!(complete["response"]["request_bytes"], json::MAX_INTEGER);
+    assert_eq!(complete["response"]["status"], 200);
+    let unanswered: Value = serde_json::from_slice(&lines[3]).unwrap();
+    assert_eq!(unanswered["response"].get("status"), None);
+}
+
+/// If this fails, one request with endless text makes a line that no collector takes.
+#[test]
+fn no_event_is_longer_than_a_line_may_be() {
+    let endless = "\u{1}".repeat(100_000);
+    for line in chained(&every_kind(&endless), &endless) {
+        assert!(line.len() < MAX_LINE, "{}", line.len());
+        assert!(Record::parse(&line).is_ok());
+    }
+}

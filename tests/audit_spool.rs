@@ -1,0 +1,260 @@
+//! The spool across workers, crashes and restarts.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod audit_support;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use audit_support::*;
+use phiward::audit::{
+    Audit, AuditError, Durability, FindingKind, OnFailure, SpoolConfig, Unavailable, verify,
+};
+
+/// If this fails, requests are forwarded without their record, or recorded twice, when workers run side by side.
+#[test]
+fn two_workers_record_thousands_of_requests_once_each_in_one_chain() {
+    let dir = tempfile::tempdir().unwrap();
+    let audit = start(dir.path(), &[]).unwrap();
+    std::thread::scope(|scope| {
+        for name in ["a", "b"] {
+            let seed = audit.recorder();
+            scope.spawn(move || {
+                worker(async {
+                    let (recorder, conn) = (seed.attach(), fragment());
+                    let tasks: Vec<_> = (0..32)
+                        .map(|task| {
+                            let (recorder, conn) = (recorder.clone(), conn.clone());
+                            tokio::task::spawn_local(async move {
+                                for number in 0..100 {
+                                    request(&recorder, &conn, &format!("{name}-{task}-{number}")).await;
+                                }
+                            })
+                        })
+                        .collect();
+                    for task in tasks {
+                        task.await.unwrap();
+                    }
+                });
+            });
+        }
+    });
+    assert_eq!(audit.status().epoch.len(), 36);
+    audit.close().unwrap();
+    let report = intact(dir.path());
+    assert_eq!((report.by_type["access.decision"], report.by_type["access.complete"]), (6400, 6400));
+    assert!(report.epochs[0].closed && segments(dir.path()).len() > 10);
+    let found = per_request(dir.path());
+    assert_eq!(found.len(), 12_800);
+    assert!(found.values().all(|count| *count == 1));
+}
+
+/// If this fails, durability modes other than the default hang or lose events.
+#[test]
+fn every_durability_records_every_request() {
+    for durability in [Durability::Fsync, Durability::FsyncBeforeForward] {
+        let dir = tempfile::tempdir().unwrap();
+        let audit = Audit::start(SpoolConfig { durability, ..config(dir.path()) }, &instance(), &[]).unwrap();
+        requests(&audit, "", 20);
+        audit.close().unwrap();
+        assert_eq!(intact(dir.path()).by_type["access.decision"], 20);
+    }
+}
+
+/// If this fails, a restart forgets where the trail ended, and a cut end cannot be seen.
+#[test]
+fn a_restart_begins_an_epoch_that_names_the_end_of_the_last() {
+    let dir = tempfile::tempdir().unwrap();
+    trail_of(dir.path(), 3);
+    drop(start(dir.path(), &[]).unwrap());
+    drop(start(dir.path(), &[]).unwrap());
+    let report = intact(dir.path());
+    assert_eq!(report.epochs.iter().map(|epoch| epoch.closed).collect::<Vec<_>>(), [true, false, false]);
+    let events = events(dir.path());
+    let opens: Vec<_> = events.iter().filter(|event| event["type"] == "audit.open").collect();
+    let recoveries: Vec<_> = opens.iter().map(|event| event["open"]["recovery"].as_str().unwrap()).collect();
+    assert_eq!(recoveries, ["new", "clean", "unclean"]);
+    let closed = events.iter().find(|event| event["type"] == "audit.close").unwrap();
+    for member in ["epoch", "hash", "seq"] {
+        assert_eq!(opens[1]["open"]["previous"][member], closed["chain"][member]);
+    }
+}
+
+/// If this fails, two processes write one chain and it forks.
+#[test]
+fn a_second_process_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let audit = start(dir.path(), &[]).unwrap();
+    assert!(matches!(start(dir.path(), &[]).err(), Some(AuditError::InUse { .. })));
+    audit.close().unwrap();
+    assert!(start(dir.path(), &[]).is_ok());
+}
+
+/// If this fails, a spool that is not usable is found out at the first request instead of at the start.
+#[test]
+fn a_spool_that_cannot_work_refuses_to_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = SpoolConfig { max_bytes: 1000, ..config(dir.path()) };
+    assert!(matches!(Audit::start(small, &instance(), &[]).err(), Some(AuditError::TooSmall { .. })));
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let error = start(&file, &[]).err().unwrap().to_string();
+    assert!(error.contains(file.to_str().unwrap()), "{error}");
+}
+
+fn opening_event(dir: &Path) -> serde_json::Value {
+    drop(start(dir, &[]).unwrap());
+    events(dir).into_iter().rfind(|event| event["type"] == "audit.open").unwrap()["open"].clone()
+}
+
+/// If this fails, a crash in the middle of a write makes the trail look tampered with, or keeps phiward from starting.
+#[test]
+fn a_torn_tail_is_cut_to_the_last_whole_record_and_told() {
+    for torn in [&b"{\"chain\":{\"epoch\":\"0192"[..], &[0; 5000], b"\xff\xfe{}\n\0\0\0"] {
+        let dir = tempfile::tempdir().unwrap();
+        trail_of(dir.path(), 3);
+        let last = segments(dir.path()).pop().unwrap();
+        let whole = std::fs::read(&last).unwrap();
+        std::fs::OpenOptions::new().append(true).open(&last).unwrap().write_all(torn).unwrap();
+        assert!(!verify(dir.path()).unwrap().intact);
+        let open = opening_event(dir.path());
+        assert_eq!(
+            (open["recovery"].as_str(), open["lost_bytes"].as_u64()),
+            (Some("torn_tail"), Some(torn.len() as u64))
+        );
+        assert_eq!(std::fs::read(&last).unwrap(), whole);
+        intact(dir.path());
+    }
+}
+
+/// If this fails, a crash right after a segment was begun keeps phiward from starting.
+#[test]
+fn a_segment_without_a_whole_record_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    trail_of(dir.path(), 3);
+    let first = segments(dir.path()).pop().unwrap();
+    for content in [&b""[..], b"{\"chain\""] {
+        std::fs::write(
+            dir.path().join("ffffffff-0000-7000-8000-000000000000-0000000000000000.ndjson"),
+            content,
+        )
+        .unwrap();
+        assert_eq!(opening_event(dir.path())["previous"]["seq"], 7);
+        let next = segments(dir.path()).pop().unwrap();
+        assert!(next > first);
+        std::fs::remove_file(next).unwrap();
+    }
+}
+
+/// If this fails, tampering with the spool of a stopped sidecar is repaired away by the next start.
+#[test]
+fn a_damaged_record_is_kept_as_evidence_and_told() {
+    let dir = tempfile::tempdir().unwrap();
+    trail_of(dir.path(), 3);
+    let last = segments(dir.path()).pop().unwrap();
+    let damaged = std::fs::read_to_string(&last).unwrap().replacen("\"status\":200", "\"status\":500", 1);
+    std::fs::write(&last, &damaged).unwrap();
+    let open = opening_event(dir.path());
+    assert_eq!((open["recovery"].as_str(), open["previous"]["seq"].as_u64()), (Some("corrupt"), Some(1)));
+    let kept = last.with_extension("ndjson.corrupt");
+    assert_eq!(std::fs::read_to_string(kept).unwrap(), damaged);
+    let report = verify(dir.path()).unwrap();
+    assert_eq!(
+        report.findings.iter().map(|finding| finding.kind).collect::<Vec<_>>(),
+        [FindingKind::Evidence]
+    );
+}
+
+/// If this fails, a spool that sinks have read and somebody emptied passes for a new one.
+#[test]
+fn a_spool_that_was_emptied_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("cursor-collector.json"), "").unwrap();
+    assert_eq!(opening_event(dir.path())["recovery"], "spool_lost");
+}
+
+/// If this fails, a full spool loses events, or one that nobody empties grows without bound.
+#[test]
+fn a_full_spool_refuses_or_counts_and_tells_the_gap() {
+    for on_failure in [OnFailure::Deny, OnFailure::AllowWithGap] {
+        let dir = tempfile::tempdir().unwrap();
+        let small = SpoolConfig { max_bytes: MIB, on_failure, ..config(dir.path()) };
+        let audit = Audit::start(small, &instance(), &[]).unwrap();
+        let (mut passed, mut refused) = (0, 0);
+        worker(async {
+            let (recorder, conn) = (audit.recorder().attach(), fragment());
+            for _ in 0..2000 {
+                match try_request(&recorder, &conn, "r").await {
+                    Ok(()) => passed += 1,
+                    Err(unavailable) => {
+                        assert_eq!(unavailable, Unavailable::SpoolFull);
+                        refused += 1;
+                    }
+                }
+            }
+        });
+        audit.close().unwrap();
+        let report = intact(dir.path());
+        let gap = |member: &str| -> u64 {
+            events(dir.path()).iter().filter_map(|event| event.get("gap")?[member].as_u64()).sum()
+        };
+        let recorded = report.by_type["access.decision"];
+        assert!(recorded > 300 && recorded < 1000, "{recorded}");
+        assert_eq!((recorded + gap("allowed"), gap("denied")), (passed, refused));
+        assert_eq!(refused == 0, on_failure == OnFailure::AllowWithGap);
+        let bytes: u64 = segments(dir.path()).iter().map(|path| path.metadata().unwrap().len()).sum();
+        assert!(bytes <= MIB, "{bytes}");
+    }
+}
+
+const CHILD: &str = "PHIWARD_TEST_SPOOL";
+
+/// Not a test of its own: the process that `kill_9_loses_no_event_of_a_forwarded_request` kills.
+#[test]
+fn child_that_is_killed() {
+    let Some(dir) = std::env::var_os(CHILD) else { return };
+    let audit = start(Path::new(&dir), &[]).unwrap();
+    worker(async {
+        let (recorder, conn) = (audit.recorder().attach(), fragment());
+        for number in 0.. {
+            request(&recorder, &conn, &number.to_string()).await;
+            println!("forwarded {number}"); // as the app would see it
+        }
+    });
+}
+
+/// If this fails, phiward forwards requests whose record dies with it.
+#[test]
+fn kill_9_loses_no_event_of_a_forwarded_request() {
+    let dir = tempfile::tempdir().unwrap();
+    for forwarded_before_the_kill in [1, 50, 1000] {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_that_is_killed", "--nocapture"])
+            .env(CHILD, dir.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut forwarded = Vec::new();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        while let Some(Ok(line)) = lines.next() {
+            forwarded.extend(line.split_once("forwarded ").map(|(_, number)| number.to_owned()));
+            if forwarded.len() == forwarded_before_the_kill {
+                child.kill().unwrap(); // SIGKILL
+            }
+        }
+        child.wait().unwrap();
+        assert!(forwarded.len() >= forwarded_before_the_kill);
+        let open = opening_event(dir.path());
+        assert!(["unclean", "torn_tail"].contains(&open["recovery"].as_str().unwrap()), "{open}");
+        intact(dir.path());
+        let epoch = &open["previous"]["epoch"];
+        let recorded: std::collections::BTreeSet<_> = events(dir.path())
+            .into_iter()
+            .filter(|event| event["chain"]["epoch"] == *epoch && event["type"] == "access.decision")
+            .map(|event| event["request"]["id"].as_str().unwrap().to_owned())
+            .collect();
+        assert!(forwarded.iter().all(|id| recorded.contains(id)));
+    }
+}

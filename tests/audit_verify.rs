@@ -1,0 +1,168 @@
+//! Every kind of tampering is named, at its place.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod audit_support;
+
+use std::path::Path;
+
+use audit_support::*;
+use phiward::audit::{Finding, FindingKind, verify};
+
+/// Changes the lines of a closed one-segment trail of 10 requests (22 records) and gives the one finding.
+fn after(tamper: impl FnOnce(&mut Vec<String>)) -> Finding {
+    let dir = tempfile::tempdir().unwrap();
+    trail_of(dir.path(), 10);
+    rewrite(dir.path(), tamper);
+    let mut report = verify(dir.path()).unwrap();
+    assert!(!report.intact);
+    assert_eq!(report.findings.len(), 1, "{:?}", report.findings);
+    report.findings.remove(0)
+}
+
+fn rewrite(dir: &Path, tamper: impl FnOnce(&mut Vec<String>)) {
+    let path = segments(dir).remove(0);
+    let mut lines: Vec<_> = std::fs::read_to_string(&path).unwrap().lines().map(str::to_owned).collect();
+    tamper(&mut lines);
+    std::fs::write(path, lines.join("\n") + "\n").unwrap();
+}
+
+/// If this fails, a changed, removed, repeated or moved record passes, or the wrong one is named.
+#[test]
+fn each_kind_of_tampering_is_named_at_the_first_bad_record() {
+    type Tamper = Box<dyn FnOnce(&mut Vec<String>)>;
+    let table: Vec<(FindingKind, u64, Option<u64>, Tamper)> = vec![
+        (FindingKind::Flip, 6, Some(5), Box::new(|l| l[5] = l[5].replace("10.2.0.9", "10.2.0.8"))),
+        (
+            FindingKind::Flip,
+            6,
+            Some(5),
+            Box::new(|l| {
+                l[5] = l[5]
+                    .replacen("\"hash\":\"", "\"hash\":\"0", 1)
+                    .replacen("\",\"prev", "\",\"prev", 1)
+                    .remove_at_hash()
+            }),
+        ),
+        (FindingKind::Gap, 6, Some(6), Box::new(|l| drop(l.remove(5)))),
+        (FindingKind::Gap, 1, Some(3), Box::new(|l| drop(l.drain(..3)))),
+        (FindingKind::Duplicate, 7, Some(5), Box::new(|l| l.insert(6, l[5].clone()))),
+        (FindingKind::Duplicate, 12, Some(2), Box::new(|l| l.insert(11, l[2].clone()))),
+        (FindingKind::Reorder, 6, Some(6), Box::new(|l| l.swap(5, 6))),
+        (FindingKind::BadJson, 6, None, Box::new(|l| l[5] = l[5].replace("\"type\":", " \"type\":"))),
+        (FindingKind::BadJson, 6, None, Box::new(|l| l[5].truncate(100))),
+        (FindingKind::BadJson, 6, None, Box::new(|l| l[5].clear())),
+        (FindingKind::BadJson, 6, None, Box::new(|l| l[5] = l[5].replace("audit/1", "audit/9"))),
+    ];
+    for (number, (kind, line, seq, tamper)) in table.into_iter().enumerate() {
+        let finding = after(tamper);
+        assert_eq!(
+            (finding.kind, finding.line, finding.seq),
+            (kind, line, seq),
+            "case {number}: {finding:?}"
+        );
+        assert!(finding.epoch.is_some());
+    }
+}
+
+/// Makes room for the digit that was put before a hash, so that the line keeps its shape.
+trait RemoveAtHash {
+    fn remove_at_hash(self) -> String;
+}
+
+impl RemoveAtHash for String {
+    fn remove_at_hash(mut self) -> String {
+        let end = self.find("\",\"prev").unwrap();
+        self.remove(end - 1);
+        self
+    }
+}
+
+/// If this fails, somebody without any key can put another history in a record's place.
+#[test]
+fn a_record_of_another_history_is_a_fork() {
+    let dir = tempfile::tempdir().unwrap();
+    trail_of(dir.path(), 10);
+    rewrite(dir.path(), |lines| {
+        // A record whose own hash is right but which follows something else.
+        let honest = lines[5].clone();
+        let prev = honest.split("\"prev\":\"").nth(1).unwrap()[..64].to_owned();
+        lines[5] = rehashed(&honest.replacen(&prev, &"a".repeat(64), 1));
+    });
+    let report = verify(dir.path()).unwrap();
+    assert_eq!((report.findings[0].kind, report.findings[0].line), (FindingKind::Fork, 6));
+
+    trail_of(dir.path(), 10); // a second epoch; the first stays as it is
+    let dir = tempfile::tempdir().unwrap();
+    trail_of(dir.path(), 10);
+    rewrite(dir.path(), |lines| {
+        let other = rehashed(&lines[5].replace("10.2.0.9", "10.2.0.8"));
+        lines.insert(6, other);
+    });
+    let report = verify(dir.path()).unwrap();
+    assert_eq!((report.findings[0].kind, report.findings[0].line), (FindingKind::Fork, 7));
+}
+
+/// A changed line with its hash made anew, as an attacker would.
+fn rehashed(line: &str) -> String {
+    let at = line.find("\"hash\":\"").unwrap();
+    let without = format!("{}{}", &line[..at], &line[at + 8 + 64 + 2..]);
+    let mut bytes = vec![0];
+    bytes.extend_from_slice(without.as_bytes());
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &bytes);
+    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{}\"hash\":\"{hex}\",{}", &line[..at], &without[at..])
+}
+
+/// If this fails, a cut of any length at any byte passes, or the verifier panics.
+#[test]
+fn a_cut_at_any_byte_of_the_last_records_is_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    trail_of(dir.path(), 2);
+    drop(start(dir.path(), &[]).unwrap()); // the next epoch names the end of this one
+    let first = segments(dir.path()).remove(0);
+    let whole = std::fs::read(&first).unwrap();
+    let from = whole.len() - 900;
+    for cut in (from..whole.len()).step_by(7) {
+        std::fs::write(&first, &whole[..cut]).unwrap();
+        let report = verify(dir.path()).unwrap();
+        let kind = report.findings[0].kind;
+        assert!(matches!(kind, FindingKind::TornTail | FindingKind::Truncated), "{cut}: {kind:?}");
+    }
+}
+
+/// If this fails, whole segments or epochs can be removed unseen.
+#[test]
+fn a_missing_segment_is_a_gap_and_a_missing_epoch_is_noted() {
+    let dir = tempfile::tempdir().unwrap();
+    trail_of(dir.path(), 400);
+    trail_of(dir.path(), 1);
+    let all = segments(dir.path());
+    std::fs::remove_file(&all[2]).unwrap();
+    assert_eq!(verify(dir.path()).unwrap().findings[0].kind, FindingKind::Gap);
+
+    let dir = tempfile::tempdir().unwrap();
+    for _ in 0..3 {
+        trail_of(dir.path(), 1);
+    }
+    std::fs::remove_file(&segments(dir.path())[1]).unwrap();
+    let report = verify(dir.path()).unwrap();
+    assert_eq!(report.notes.len(), 1, "{report:?}");
+}
+
+/// If this fails, a spool whose oldest segments were delivered and removed is called tampered with.
+#[test]
+fn a_spool_may_begin_late_because_delivered_segments_are_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    trail_of(dir.path(), 400);
+    std::fs::remove_file(&segments(dir.path())[0]).unwrap();
+    assert!(intact(dir.path()).epochs[0].first_seq > 0);
+}
+
+/// If this fails, the command's exit code or report misleads a script.
+#[test]
+fn folders_without_a_trail_are_an_error_and_not_a_good_trail() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(verify(dir.path()).is_err());
+    assert!(verify(&dir.path().join("missing")).is_err());
+}
