@@ -104,8 +104,8 @@ impl Body for ReplyBody {
                 if let Some(data) = frame.data_ref() {
                     body.exchange.add_response_bytes(data.len());
                 }
-                // A server need not poll once more after the last byte, so the end is noticed here.
-                if body.inner.is_end_stream() {
+                // A server need not poll once more after the last byte or the trailers, so the end is noticed here.
+                if frame.is_trailers() || body.inner.is_end_stream() {
                     body.ended();
                 }
             }

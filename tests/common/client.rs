@@ -66,7 +66,8 @@ pub fn parse(reply: &[u8]) -> Reply {
 
 /// `GET target` for the usual host.
 pub async fn get(addr: SocketAddr, target: &str) -> Reply {
-    exchange(addr, &format!("GET {target} HTTP/1.1\r\nHost: records.clinic\r\nConnection: close\r\n\r\n")).await
+    exchange(addr, &format!("GET {target} HTTP/1.1\r\nHost: records.clinic\r\nConnection: close\r\n\r\n"))
+        .await
 }
 
 pub type H2 = http2::SendRequest<Full<Bytes>>;
@@ -80,7 +81,10 @@ pub async fn h2(addr: SocketAddr) -> H2 {
 }
 
 /// One exchange over HTTP/2: the reply with its whole body, and its trailers.
-pub async fn h2_exchange(sender: &mut H2, request: Request<Full<Bytes>>) -> (Response<Bytes>, Option<http::HeaderMap>) {
+pub async fn h2_exchange(
+    sender: &mut H2,
+    request: Request<Full<Bytes>>,
+) -> (Response<Bytes>, Option<http::HeaderMap>) {
     let exchange = async {
         let (parts, body) = sender.send_request(request).await.unwrap().into_parts();
         let collected = body.collect().await.unwrap();

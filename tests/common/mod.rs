@@ -5,7 +5,11 @@
 #![allow(missing_docs)]
 #![allow(unreachable_pub)]
 
+pub mod app;
 pub mod client;
+pub mod h2;
+pub mod peer;
+pub mod wire;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
