@@ -245,6 +245,11 @@ impl Audit {
         ControlRecorder { writer: self.writer.clone() }
     }
 
+    /// The state now.
+    pub fn status(&self) -> AuditStatus {
+        self.status_reader().status()
+    }
+
     /// What shows the state while it runs, and after it was closed.
     pub fn status_reader(&self) -> StatusReader {
         StatusReader(self.shared.clone())
