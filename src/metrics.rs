@@ -80,16 +80,27 @@ impl Metrics {
         let metrics = Self {
             registry: Registry::new_custom(Some("phiward".into()), None)?,
             decisions: counters("decisions_total", "Decisions about requests.", &["worker", "outcome"])?,
-            responses: counters("responses_total", "Requests let through, by status class.", &["worker", "class"])?,
+            responses: counters(
+                "responses_total",
+                "Requests let through, by status class.",
+                &["worker", "class"],
+            )?,
             duration: HistogramVec::new(
-                HistogramOpts::new("request_duration_seconds", "From a request's head to the end of its response.")
-                    .buckets(SECONDS.to_vec()),
+                HistogramOpts::new(
+                    "request_duration_seconds",
+                    "From a request's head to the end of its response.",
+                )
+                .buckets(SECONDS.to_vec()),
                 &["worker"],
             )?,
             bytes: counters("body_bytes_total", "Body bytes passed on.", &["worker", "direction"])?,
             in_flight: gauges("requests_in_flight", "Requests let through and not ended.", &["worker"])?,
             connections: gauges("connections", "Open accepted connections.", &["worker", "side"])?,
-            rejected: counters("connections_rejected_total", "Connections refused before a request.", &["worker"])?,
+            rejected: counters(
+                "connections_rejected_total",
+                "Connections refused before a request.",
+                &["worker"],
+            )?,
             reloads: counters("reloads_total", "Reloads of policy and identity.", &["what", "result"])?,
             svid_expiry: gauge("svid_expiry_timestamp_seconds", "When the SVID in use expires.")?,
             audit_events: gauge("audit_events", "Events in the chain of this epoch.")?,

@@ -100,7 +100,9 @@ async fn look_up(resolver: &TokioResolver, endpoints: &[Endpoint]) -> Vec<Socket
         }
         match resolver.lookup_ip(endpoint.host.as_str()).await {
             Ok(ips) => addresses.extend(ips.iter().map(|ip| SocketAddr::new(ip, endpoint.port))),
-            Err(error) => tracing::warn!(host = endpoint.host, %error, "look-up failed; the last addresses stay"),
+            Err(error) => {
+                tracing::warn!(host = endpoint.host, %error, "look-up failed; the last addresses stay")
+            }
         }
     }
     addresses.sort_unstable();

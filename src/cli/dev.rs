@@ -74,7 +74,8 @@ fn report(steps: &[Step], format: Format) {
 
 fn print_guide(dir: &std::path::Path) {
     let dir = dir.display();
-    let phiward = std::env::current_exe().map_or_else(|_| "phiward".into(), |path| path.display().to_string());
+    let phiward =
+        std::env::current_exe().map_or_else(|_| "phiward".into(), |path| path.display().to_string());
     println!(
         "A mesh of web, billing and records is running on 127.0.0.1. Its files are in {dir}
 

@@ -61,6 +61,10 @@ pub fn main() -> ExitCode {
 fn fail(error: &dyn std::fmt::Display, code: u8) -> ExitCode {
     let text = error.to_string();
     // A list of findings already says of each where it is and that it is an error.
-    if text.contains(": error: ") { eprintln!("{text}") } else { eprintln!("error: {text}") }
+    if text.contains(": error: ") {
+        eprintln!("{text}")
+    } else {
+        eprintln!("error: {text}")
+    }
     ExitCode::from(code)
 }

@@ -61,12 +61,11 @@ pub fn load_collector(path: &Path) -> Result<CollectorConfig, ConfigError> {
 }
 
 fn load<T>(path: &Path, read: fn(&Reading<'_>, &yaml::Node) -> Option<T>) -> Result<T, ConfigError> {
-    let bytes = std::fs::read(path)
-        .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    let bytes =
+        std::fs::read(path).map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
     let file = path.display().to_string();
     let text = String::from_utf8_lossy(&bytes);
-    let invalid =
-        |problems: &[yaml::Problem]| ConfigError::Invalid(yaml::render(&file, &text, problems));
+    let invalid = |problems: &[yaml::Problem]| ConfigError::Invalid(yaml::render(&file, &text, problems));
     let root = yaml::parse(&bytes).map_err(|problem| invalid(&[problem]))?;
     let reader = yaml::Reader::new();
     let model = {

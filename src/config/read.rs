@@ -154,7 +154,8 @@ mod tests {
         assert_eq!(parsed("records.clinic:15006"), Some(("records.clinic".into(), 15006)));
         assert_eq!(parsed("[::1]:15006"), Some(("::1".into(), 15006)));
         assert_eq!(parsed("10.0.0.1:80"), Some(("10.0.0.1".into(), 80)));
-        for bad in ["records", "records:", "records:0", "records:65536", ":80", "a b:80", "::1:80", "a..b:80"] {
+        for bad in ["records", "records:", "records:0", "records:65536", ":80", "a b:80", "::1:80", "a..b:80"]
+        {
             assert_eq!(parsed(bad), None, "{bad}");
         }
     }

@@ -34,9 +34,9 @@ pub(super) fn read_sidecar(r: &Reading<'_>, root: &Node) -> Option<SidecarConfig
     let audit = f.required("audit").and_then(|n| read_audit(r, n));
     let admin = f.optional("admin").map_or(Some(default_admin()), |n| read_admin(r, n));
     let limits = f.optional("limits").map_or(Some(Limits::default()), |n| read_limits(r, n));
-    let workers = f.optional("workers").map_or(Some(default_workers()), |n| {
-        r.reader.u64(n, "workers", 1..=256).map(|count| count as usize)
-    });
+    let workers = f
+        .optional("workers")
+        .map_or(Some(default_workers()), |n| r.reader.u64(n, "workers", 1..=256).map(|count| count as usize));
     if inbound.is_none() && outbound.is_none() {
         r.reader.problem(f.at(), "there is neither an inbound nor an outbound side: nothing would be served");
     }
@@ -171,7 +171,8 @@ fn read_inbound(r: &Reading<'_>, node: &Node) -> Option<InboundConfig> {
             let items = r.reader.list(n, "paths")?.iter().map(|item| {
                 let path = r.reader.string(item, "a probe path")?;
                 if !path.starts_with('/') || path.contains(['?', '#', '%', ' ']) || path.contains("..") {
-                    r.reader.problem(item.at, "a probe path must start with / and be literal, without a query");
+                    r.reader
+                        .problem(item.at, "a probe path must start with / and be literal, without a query");
                     return None;
                 }
                 Some(path.to_owned())
@@ -232,7 +233,8 @@ fn read_outbound(r: &Reading<'_>, node: &Node) -> Option<OutboundConfig> {
             }
             for host in &service.hosts {
                 if !hosts.insert(host.clone()) {
-                    r.reader.problem(item.at, format!("the host `{host}` belongs to another service already"));
+                    r.reader
+                        .problem(item.at, format!("the host `{host}` belongs to another service already"));
                 }
             }
             Some(service)
@@ -251,7 +253,8 @@ fn read_service(r: &Reading<'_>, node: &Node) -> Option<ServiceConfig> {
         items.collect::<Vec<_>>().into_iter().collect::<Option<Vec<_>>>()
     });
     let endpoints = f.required("endpoints").and_then(|n| {
-        let items = r.reader.nonempty_list(n, "endpoints")?.iter().map(|item| r.endpoint(item, "an endpoint"));
+        let items =
+            r.reader.nonempty_list(n, "endpoints")?.iter().map(|item| r.endpoint(item, "an endpoint"));
         items.collect::<Vec<_>>().into_iter().collect::<Option<Vec<_>>>()
     });
     let identities = f.required("identities").and_then(|n| r.identities(n, "identities"));
@@ -319,7 +322,10 @@ fn read_sink(r: &Reading<'_>, node: &Node) -> Option<SinkConfig> {
     let kind = f.required("type").and_then(|n| match r.reader.string(n, "type")? {
         "phiward" => Some(()),
         "ndjson" | "otlp" | "splunk_hec" | "elasticsearch" => {
-            r.reader.problem(n.at, "this type of sink is not supported by this version of phiward: use `phiward`");
+            r.reader.problem(
+                n.at,
+                "this type of sink is not supported by this version of phiward: use `phiward`",
+            );
             None
         }
         _ => {

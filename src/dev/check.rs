@@ -95,7 +95,10 @@ fn chain_step(what: &str, dir: &Path, requests: u64) -> Step {
     Step {
         what,
         passed: report.intact && decisions == requests,
-        result: format!("chain {chain}, {decisions} decisions for {requests} requests, {} events", report.events),
+        result: format!(
+            "chain {chain}, {decisions} decisions for {requests} requests, {} events",
+            report.events
+        ),
     }
 }
 

@@ -37,11 +37,14 @@ pub(super) async fn serve(listener: TcpListener) {
 }
 
 async fn metadata() -> Response {
-    fhir(StatusCode::OK, &json!({"resourceType": "CapabilityStatement", "status": "active", "fhirVersion": "4.0.1"}))
+    fhir(
+        StatusCode::OK,
+        &json!({"resourceType": "CapabilityStatement", "status": "active", "fhirVersion": "4.0.1"}),
+    )
 }
 
 async fn patients() -> Response {
-    fhir(StatusCode::OK, &bundle(PATIENTS.iter().map(|p| patient_resource(p)).collect()))
+    fhir(StatusCode::OK, &bundle(PATIENTS.iter().map(patient_resource).collect()))
 }
 
 async fn patient(Path(id): Path<String>, headers: HeaderMap) -> Response {

@@ -26,6 +26,6 @@ pub use error::{AnchorError, IdentityError, SvidError};
 pub use files::{FileContents, FilePaths, digest, load};
 pub use leaf::{Leaf, Usage, certificate_sha256_hex};
 pub use material::{Material, PemFile, PemSet, Svid, material_from_pem};
-pub use pem::PemError;
 pub use pattern::{IdPattern, IdPatternError};
+pub use pem::PemError;
 pub use spiffe_id::{MAX_SPIFFE_ID_BYTES, MAX_TRUST_DOMAIN_BYTES, SpiffeId, SpiffeIdError, TrustDomain};

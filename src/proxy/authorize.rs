@@ -274,12 +274,7 @@ impl Arrived<'_> {
             request_id: self.ids.request_id(),
             trace_id: Some(self.ids.trace_id()),
             conn: &self.conn.fragment,
-            http: HttpFacts {
-                method: Some(method),
-                host_h,
-                version: self.version,
-                ..HttpFacts::default()
-            },
+            http: HttpFacts { method: Some(method), host_h, version: self.version, ..HttpFacts::default() },
             decision: audit::Decision { outcome, reason, rule: None, role: None },
             policy: None,
         }
@@ -328,4 +323,3 @@ fn version_name(version: Version) -> &'static str {
         _ => "1.1",
     }
 }
-

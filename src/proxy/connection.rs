@@ -104,7 +104,14 @@ async fn serve_mesh(
     let client_cert = format!("By={by};Hash={};URI={}", peer.sha256_hex, peer.id);
     let client_cert = HeaderValue::try_from(client_cert).ok(); // SPIFFE IDs hold only visible ASCII
     let life = retirement(peer.not_after);
-    let conn = ConnContext::new(worker, listener, Some(PeerId { id: peer.id, cert_sha256: peer.sha256_hex }), fragment, client_cert, slot);
+    let conn = ConnContext::new(
+        worker,
+        listener,
+        Some(PeerId { id: peer.id, cert_sha256: peer.sha256_hex }),
+        fragment,
+        client_cert,
+        slot,
+    );
     serve_http(conn, stream, h2, Some(life), addr).await;
 }
 

@@ -84,7 +84,12 @@ impl Dialer {
         alpn: Alpn,
     ) -> Self {
         let client = settings.borrow_and_update().client(allowed.clone(), alpn);
-        Self::Mesh(MeshDialer { allowed, alpn, settings: RefCell::new(settings), current: RefCell::new((1, client)) })
+        Self::Mesh(MeshDialer {
+            allowed,
+            alpn,
+            settings: RefCell::new(settings),
+            current: RefCell::new((1, client)),
+        })
     }
 
     /// Which TLS settings are in force: connections of an older generation take nothing new.
@@ -108,7 +113,11 @@ impl Dialer {
         tokio::time::timeout(settings.connect_timeout, connected).await.unwrap_or(Err(Failure::CONNECT))
     }
 
-    async fn connect(&self, addr: SocketAddr, settings: &UpstreamSettings) -> Result<(Sender, Life), Failure> {
+    async fn connect(
+        &self,
+        addr: SocketAddr,
+        settings: &UpstreamSettings,
+    ) -> Result<(Sender, Life), Failure> {
         let stream = TcpStream::connect(addr).await.map_err(|_| Failure::CONNECT)?;
         stream.set_nodelay(true).map_err(|_| Failure::CONNECT)?;
         let Self::Mesh(mesh) = self else {
@@ -156,7 +165,8 @@ where
 {
     match settings.protocol {
         Protocol::H1 => {
-            let made = http1::Builder::new().max_header_size(settings.head_bytes as usize).handshake(io).await;
+            let made =
+                http1::Builder::new().max_header_size(settings.head_bytes as usize).handshake(io).await;
             let (sender, conn) = made.map_err(|_| Failure::CONNECT)?;
             drive(conn.with_upgrades(), end);
             Ok(Sender::H1(sender))
@@ -192,4 +202,3 @@ where
     // The handle is not kept: the connection ends with its last sender.
     drop(tokio::task::spawn_local(task));
 }
-

@@ -75,7 +75,12 @@ impl Exchange {
 
     /// Records on the outbound side a call that never became an authenticated exchange, unless the call's own events
     /// tell it already.
-    pub(crate) fn record_refusal(&self, failure: &Failure, service: &str, asked: (&'static str, &'static str)) {
+    pub(crate) fn record_refusal(
+        &self,
+        failure: &Failure,
+        service: &str,
+        asked: (&'static str, &'static str),
+    ) {
         self.fail(failure.reason);
         if self.completes.get() {
             return;
@@ -104,7 +109,12 @@ impl Drop for Exchange {
         let now_ns = worker.clock.now_ns();
         let duration_us = now_ns.saturating_sub(self.started_ns) / 1000;
         worker.metrics.requests_in_flight.dec();
-        worker.metrics.exchange(self.status.get(), duration_us, self.request_bytes.get(), self.response_bytes.get());
+        worker.metrics.exchange(
+            self.status.get(),
+            duration_us,
+            self.request_bytes.get(),
+            self.response_bytes.get(),
+        );
         if !self.completes.get() {
             return;
         }

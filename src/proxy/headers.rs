@@ -3,8 +3,8 @@
 //! Rebuilds nothing: fields are removed and set in place. Values are never looked at further than the rules below need,
 //! and never logged.
 
-use http::header::{self, HeaderName, HeaderValue};
 use http::HeaderMap;
+use http::header::{self, HeaderName, HeaderValue};
 
 use super::context::RequestIds;
 
@@ -157,8 +157,11 @@ mod tests {
     /// If this fails, `Connection: host` or `Connection: authorization` changes what the app sees of a request.
     #[test]
     fn connection_cannot_take_away_end_to_end_fields() {
-        let mut headers =
-            map(&[("connection", "host, authorization, content-length"), ("host", "a"), ("authorization", "x")]);
+        let mut headers = map(&[
+            ("connection", "host, authorization, content-length"),
+            ("host", "a"),
+            ("authorization", "x"),
+        ]);
         clean_request(&mut headers);
         assert_eq!(names(&headers), ["authorization", "host"]);
     }

@@ -283,9 +283,7 @@ impl Upstream {
         self.next.set(start.wrapping_add(1));
         let now = Instant::now();
         let rotated = (0..endpoints.len()).map(|i| &endpoints[(start.wrapping_add(i)) % endpoints.len()]);
-        rotated
-            .min_by_key(|e| (e.rest_until.get().filter(|until| *until > now), e.in_flight.get()))
-            .cloned()
+        rotated.min_by_key(|e| (e.rest_until.get().filter(|until| *until > now), e.in_flight.get())).cloned()
     }
 
     fn adopt_addresses(&self) {
@@ -337,7 +335,9 @@ impl Lease {
     ) -> Result<(Response<Incoming>, Self), Box<Unanswered>> {
         let answer = match &mut self.held {
             Held::H1(Some(conn)) => conn.sender.try_send_request(request).await,
-            Held::H1(None) => return Err(Box::new(Unanswered { failure: Failure::RESET, unsent: Some(request) })),
+            Held::H1(None) => {
+                return Err(Box::new(Unanswered { failure: Failure::RESET, unsent: Some(request) }));
+            }
             Held::H2(conn) => {
                 let sent = conn.sender.borrow_mut().try_send_request(request);
                 sent.await

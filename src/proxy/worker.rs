@@ -163,8 +163,8 @@ impl Maker<'_> {
     }
 
     fn service(&self, spec: ServiceSpec) -> Rc<Upstream> {
-        let upgrades =
-            (spec.protocol == Protocol::H2).then(|| self.service(ServiceSpec { protocol: Protocol::H1, ..spec.clone() }));
+        let upgrades = (spec.protocol == Protocol::H2)
+            .then(|| self.service(ServiceSpec { protocol: Protocol::H1, ..spec.clone() }));
         let alpn = match spec.protocol {
             Protocol::H1 => Alpn::Http1,
             Protocol::H2 => Alpn::H2,

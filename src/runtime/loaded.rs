@@ -55,8 +55,8 @@ impl Loaded {
 }
 
 fn load_policy(path: &PathBuf) -> Result<(PathBuf, Vec<u8>, Policy), StartError> {
-    let content = std::fs::read(path)
-        .map_err(|source| StartError::PolicyUnreadable { path: path.clone(), source })?;
+    let content =
+        std::fs::read(path).map_err(|source| StartError::PolicyUnreadable { path: path.clone(), source })?;
     let policy = Policy::parse(&content).map_err(|findings| {
         let problems: Vec<yaml::Problem> = findings.iter().map(Finding::to_problem).collect();
         let text = String::from_utf8_lossy(&content);

@@ -144,7 +144,8 @@ impl Sidecar {
             }
             None => (None, None),
         };
-        let health = Arc::new(Health::new(audit.status_reader(), tls.clone(), policy.clone(), status.clone()));
+        let health =
+            Arc::new(Health::new(audit.status_reader(), tls.clone(), policy.clone(), status.clone()));
         let shipping = Shipping::start(&config.audit.sinks, &audit, &tls, &mut names)?;
         let (drain, drain_watch) = Drain::new();
 

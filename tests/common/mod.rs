@@ -1,6 +1,7 @@
 //! What integration tests share: a CA, an app, two sidecars with real sockets on port 0, clients, and the trail they left.
 //!
 //! Nothing here sleeps for a fixed time. The trail is read after the sidecars were shut down, when it is complete.
+#![allow(clippy::unwrap_used)] // the lint setting for tests knows #[test] functions alone
 #![allow(dead_code)] // each test binary uses a part of this
 #![allow(missing_docs)]
 #![allow(unreachable_pub)]

@@ -1,0 +1,184 @@
+//! What `check` and `run` say of inputs that are wrong: one clear error with its place, and the exit code that tells a wrong
+//! input (1) from one that cannot be read (2).
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use common::{POLICY, Pki, RECORDS};
+use phiward::identity::{Ca, SpiffeId, TrustDomain};
+use rustls_pki_types::UnixTime;
+
+const CONFIG: &str = "version: 1
+workload: {service: records, namespace: clinic}
+identity:
+  trust_domain: hospital.local
+  files: {certificate: svid.pem, private_key: svid.key, bundle: bundle.pem}
+inbound:
+  listeners: [{name: api, bind: \"127.0.0.1:0\", app: \"127.0.0.1:1\"}]
+policy: {file: policy.yaml}
+audit: {spool: {dir: audit}, key_file: audit-hmac.key}
+admin: {bind: \"127.0.0.1:0\"}
+";
+
+/// A folder in which everything is good, for a test to spoil.
+struct Folder {
+    pki: Pki,
+    dir: PathBuf,
+}
+
+impl Folder {
+    fn new() -> Self {
+        let pki = Pki::new();
+        let dir = pki.workload("records", RECORDS);
+        let folder = Self { pki, dir };
+        folder.write("policy.yaml", POLICY);
+        folder.write("sidecar.yaml", CONFIG);
+        folder
+    }
+
+    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
+        std::fs::write(self.dir.join(name), text).unwrap();
+    }
+
+    fn remove(&self, name: &str) {
+        std::fs::remove_file(self.dir.join(name)).unwrap();
+    }
+
+    fn phiward(&self, command: &str) -> Output {
+        run(command, &self.dir.join("sidecar.yaml"))
+    }
+
+    /// `check` and `run` must both refuse, with this code and these words.
+    fn refused(&self, code: i32, words: &[&str]) {
+        for command in ["check", "run"] {
+            let output = self.phiward(command);
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(code), "{command}: {stderr}");
+            for word in words {
+                assert!(stderr.contains(word), "{command}: {word:?} is not in: {stderr}");
+            }
+            assert!(!stderr.contains("panicked"), "{command}: {stderr}");
+        }
+    }
+}
+
+fn run(command: &str, config: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_phiward")).arg(command).arg("--config").arg(config).output().unwrap()
+}
+
+/// If this fails, none of the tests below shows anything.
+#[test]
+fn the_unspoilt_folder_is_good() {
+    let output = Folder::new().phiward("check");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains(RECORDS));
+}
+
+/// If this fails, a typing error costs a night.
+#[test]
+fn a_wrong_configuration_is_refused_with_every_place() {
+    let folder = Folder::new();
+    folder.write("sidecar.yaml", CONFIG.replace("bind: \"127.0.0.1:0\", app", "bnid: \"127.0.0.1:0\", app"));
+    folder.refused(1, &["sidecar.yaml:7:", "did you mean `bind`", "needs the key `bind`"]);
+    folder.write("sidecar.yaml", "version: 1\n  workload: {");
+    folder.refused(1, &["sidecar.yaml:2:"]);
+    folder.write("sidecar.yaml", CONFIG.replace("version: 1", "version: &a 1"));
+    folder.refused(1, &["sidecar.yaml:1:", "anchor"]);
+    folder.write("sidecar.yaml", format!("{CONFIG}admin: {{}}\n"));
+    folder.refused(1, &["sidecar.yaml:11:1", "admin"]);
+    folder.remove("sidecar.yaml");
+    folder.refused(2, &["sidecar.yaml", "No such file"]);
+}
+
+/// If this fails, a wrong policy is taken for a good one, or nobody finds the wrong line.
+#[test]
+fn a_wrong_policy_is_refused_with_its_place() {
+    let folder = Folder::new();
+    folder.write("policy.yaml", POLICY.replace("role: chart-read", "role: chart-raed"));
+    folder.refused(1, &["policy.yaml:11:", "chart-raed"]);
+    folder.write("policy.yaml", POLICY.replace("metadata:", "mode: shadow\nmetadata:"));
+    folder.refused(1, &["policy.yaml:3:", "shadow"]);
+    folder.remove("policy.yaml");
+    folder.refused(2, &["policy.yaml", "No such file"]);
+}
+
+/// If this fails, a sidecar runs with a key that is not its own, or dies without saying why.
+#[test]
+fn wrong_identity_files_are_refused_by_name() {
+    let folder = Folder::new();
+    let other = folder.pki.workload("other", "spiffe://hospital.local/ns/clinic/sa/other");
+    folder.write("svid.key", std::fs::read(other.join("svid.key")).unwrap());
+    folder.refused(1, &["svid.key", "does not belong"]);
+
+    let folder = Folder::new();
+    folder.write("svid.pem", "-----BEGIN CERTIFICATE-----\nnot base64!\n-----END CERTIFICATE-----\n");
+    folder.refused(1, &["svid.pem"]);
+
+    let folder = Folder::new();
+    let stranger = Pki::new();
+    folder.write("bundle.pem", stranger.ca.cert_pem());
+    folder.refused(1, &["bundle"]);
+
+    let folder = Folder::new();
+    folder.write("bundle.pem", "");
+    folder.refused(1, &["bundle.pem"]);
+
+    let folder = Folder::new();
+    folder.remove("svid.pem");
+    folder.refused(2, &["svid.pem"]);
+}
+
+/// If this fails, a sidecar starts with an identity that every peer refuses.
+#[test]
+fn an_expired_svid_is_refused() {
+    let folder = Folder::new();
+    let hours_ago = UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs() - 7200));
+    let domain = TrustDomain::parse("hospital.local").unwrap();
+    let ca = Ca::new(&domain, Duration::from_secs(360_000), hours_ago).unwrap();
+    let svid = ca.issue(&SpiffeId::parse(RECORDS).unwrap(), Duration::from_secs(60), hours_ago).unwrap();
+    folder.write("svid.pem", &svid.cert_pem);
+    folder.write("svid.key", &svid.key_pem);
+    folder.write("bundle.pem", ca.cert_pem());
+    folder.refused(1, &["svid.pem", "expired"]);
+}
+
+/// If this fails, the pseudonyms of patients can be guessed.
+#[test]
+fn a_short_audit_key_is_refused() {
+    let folder = Folder::new();
+    folder.write("audit-hmac.key", "short");
+    folder.refused(1, &["audit-hmac.key", "openssl rand -hex 32"]);
+    folder.remove("audit-hmac.key");
+    folder.refused(2, &["audit-hmac.key"]);
+}
+
+/// If this fails, a taken port is found out after traffic was accepted.
+#[test]
+fn a_taken_port_is_refused() {
+    let folder = Folder::new();
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap().to_string();
+    let config = CONFIG.replace("bind: \"127.0.0.1:0\", app", &format!("bind: \"{taken}\", app"));
+    folder.write("sidecar.yaml", config);
+    let output = folder.phiward("run");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains(&taken) && stderr.contains("api"), "{stderr}");
+}
+
+/// If this fails, usage errors look like wrong inputs to a script.
+#[test]
+fn usage_errors_are_2_and_help_is_0() {
+    let phiward = |args: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_phiward")).args(args).output().unwrap().status.code()
+    };
+    assert_eq!(phiward(&["run"]), Some(2));
+    assert_eq!(phiward(&["frobnicate"]), Some(2));
+    for command in ["run", "dev", "check", "policy", "audit", "collect", "identity"] {
+        assert_eq!(phiward(&[command, "--help"]), Some(0), "{command}");
+    }
+}
