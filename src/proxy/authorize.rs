@@ -11,10 +11,10 @@ use http::header::{self, HeaderMap};
 use http::uri::PathAndQuery;
 use http::{Request, StatusCode, Version};
 
-use super::context::{
-    ConnContext, CurrentPolicy, Direction, PolicyCell, RequestIds, RouteTable, unix_seconds,
-};
+use super::clock::unix_seconds;
+use super::context::{ConnContext, CurrentPolicy, Direction, PolicyCell, RouteTable};
 use super::exchange::Exchange;
+use super::ids::RequestIds;
 use super::outcome::Failure;
 use super::upstream::Upstream;
 use crate::audit::{self, AccessDecision, HttpFacts};

@@ -6,7 +6,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::context::{ConnContext, RequestIds};
+use super::context::ConnContext;
+use super::ids::RequestIds;
 use super::outcome::Failure;
 use crate::audit;
 

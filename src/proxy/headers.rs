@@ -6,7 +6,7 @@
 use http::HeaderMap;
 use http::header::{self, HeaderName, HeaderValue};
 
-use super::context::RequestIds;
+use super::ids::RequestIds;
 
 /// Who the client is, for the app (the format Envoy made common; see CVE-2023-27487 for what trusting a client's copy costs).
 pub(crate) const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");

@@ -6,6 +6,7 @@
 
 mod authorize;
 mod body;
+mod clock;
 mod connection;
 mod context;
 mod dial;
@@ -13,6 +14,7 @@ mod exchange;
 mod exec;
 mod forward;
 mod headers;
+mod ids;
 mod listener;
 mod outcome;
 mod reply;

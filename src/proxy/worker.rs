@@ -13,11 +13,11 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
+use super::clock::Clock;
 use super::connection::{Builders, serve};
-use super::context::{
-    ClientAddr, Clock, Direction, IdSource, ListenerContext, PolicyCell, RouteTable, Worker,
-};
+use super::context::{ClientAddr, Direction, ListenerContext, PolicyCell, RouteTable, Worker};
 use super::dial::Dialer;
+use super::ids::IdSource;
 use super::listener::Accepted;
 use super::upstream::{Protocol, Upstream, UpstreamSettings};
 use crate::admin::Health;
