@@ -41,7 +41,9 @@ fn aborted(trail: &common::Trail) -> Vec<bool> {
 /// If this fails, an app that speaks HTTP/1.1 cannot be called over HTTP/2.
 #[tokio::test]
 async fn an_http2_caller_reaches_an_http1_app() {
-    let app = App::answering("HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nContent-Length: 2\r\n\r\nok").await;
+    let app =
+        App::answering("HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nContent-Length: 2\r\n\r\nok")
+            .await;
     let mesh = Mesh::with(app.addr, Setup::default()).await;
     let sender = h2::connect(mesh.outbound()).await;
     for (method, body) in [("GET", h2::empty()), ("POST", h2::full("hello"))] {
@@ -133,7 +135,10 @@ async fn refusals_reach_grpc_callers_as_grpc_statuses() {
     let sender = h2::connect(mesh.outbound()).await;
     for (target, status) in [("/open/admin/Get", "7"), ("/open//Get", "3"), ("/open/Records/Get", "14")] {
         let reply = h2::send(&sender, grpc(target, h2::full("question"))).await;
-        assert_eq!((reply.status().as_u16(), &reply.headers()["grpc-status"]), (200, &HeaderValue::from_static(status)));
+        assert_eq!(
+            (reply.status().as_u16(), &reply.headers()["grpc-status"]),
+            (200, &HeaderValue::from_static(status))
+        );
         assert_eq!(reply.headers()["content-type"], "application/grpc");
         assert!(reply.body().is_end_stream(), "{target}: the status stands in the head, and nothing follows");
     }
@@ -245,7 +250,8 @@ async fn an_app_that_does_not_answer_is_given_up_with_504() {
     let app = accepting(|stream| async move {
         Wire::new(stream).rest().await;
     });
-    let setup = Setup { records_extra: "limits: {response_timeout: 50ms, drain_deadline: 2s}", ..Setup::default() };
+    let setup =
+        Setup { records_extra: "limits: {response_timeout: 50ms, drain_deadline: 2s}", ..Setup::default() };
     let mesh = Mesh::with(app.await, setup).await;
     let sender = h2::connect(mesh.outbound()).await;
     let reply = h2::send(&sender, h2::request("GET", "/open/a", h2::empty())).await;
