@@ -18,11 +18,24 @@ use super::upstream::Lease;
 pub(crate) struct RequestBody {
     inner: Incoming,
     exchange: Rc<Exchange>,
+    ended: bool,
 }
 
 impl RequestBody {
     pub(crate) fn new(inner: Incoming, exchange: Rc<Exchange>) -> Self {
-        Self { inner, exchange }
+        Self { inner, exchange, ended: false }
+    }
+
+    pub(crate) fn exchange(&self) -> &Rc<Exchange> {
+        &self.exchange
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if !self.ended && !self.inner.is_end_stream() {
+            self.exchange.request_unread();
+        }
     }
 }
 
@@ -34,11 +47,18 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            self.exchange.add_request_bytes(data.len());
+        let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) else {
+            self.exchange.client_owes();
+            return Poll::Pending;
+        };
+        self.exchange.upstream_owes();
+        match &frame {
+            Some(Ok(frame)) => {
+                self.exchange.add_request_bytes(frame.data_ref().map_or(0, Bytes::len));
+                self.ended = frame.is_trailers();
+            }
+            Some(Err(_)) => {}
+            None => self.ended = true,
         }
         Poll::Ready(frame)
     }

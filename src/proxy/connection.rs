@@ -23,6 +23,8 @@ use super::context::{ClientAddr, ConnContext, Direction, ListenerContext, PeerId
 use super::dial::{CONNECTION_WINDOW, STREAM_WINDOW, retirement};
 use super::exec::LocalExec;
 use super::forward::forward;
+use super::hangup;
+use super::linger::Linger;
 use super::listener::Slot;
 use crate::audit::{self, ConnFacts, ConnRejected, SubjectFacts, TlsFacts};
 use crate::config::Limits;
@@ -31,6 +33,9 @@ use crate::tls;
 /// hyper's settings, made once a worker.
 pub(crate) struct Builders {
     h1: http1::Builder,
+    /// For plain connections, where [`super::hangup`] tells a client that has gone from one that finished sending. On the
+    /// mesh leg a peer that closes its sending side has gone: no sidecar finishes sending before it has its answer.
+    plain_h1: http1::Builder,
     h2: http2::Builder<LocalExec>,
 }
 
@@ -42,6 +47,8 @@ impl Builders {
             .header_read_timeout(limits.head_timeout)
             .max_header_size(limits.head_bytes as usize)
             .auto_date_header(false);
+        let mut plain_h1 = h1.clone();
+        plain_h1.half_close(true);
         let mut h2 = http2::Builder::new(LocalExec);
         h2.timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
@@ -50,7 +57,7 @@ impl Builders {
             .max_header_list_size(limits.head_bytes)
             .keep_alive_interval(Duration::from_secs(20))
             .auto_date_header(false);
-        Self { h1, h2 }
+        Self { h1, plain_h1, h2 }
     }
 }
 
@@ -110,6 +117,7 @@ async fn serve_mesh(
         Some(PeerId { id: peer.id, cert_sha256: peer.sha256_hex }),
         fragment,
         client_cert,
+        None,
         slot,
     );
     serve_http(conn, stream, h2, Some(life), addr).await;
@@ -131,7 +139,12 @@ async fn serve_plain(
         let subject = SubjectFacts { spiffe_id: svid.id().as_str(), cert_sha256: svid.leaf_sha256_hex() };
         audit::ConnFragment::new(&ConnFacts { subject: Some(subject), ..plain_facts(&listener, addr) })
     };
-    let conn = ConnContext::new(worker, listener, None, fragment, None, slot);
+    if h2 {
+        let conn = ConnContext::new(worker, listener, None, fragment, None, None, slot);
+        return serve_http(conn, stream, h2, None, addr).await;
+    }
+    let (stream, hangup) = hangup::watched(stream);
+    let conn = ConnContext::new(worker, listener, None, fragment, None, Some(hangup), slot);
     serve_http(conn, stream, h2, None, addr).await;
 }
 
@@ -178,12 +191,13 @@ async fn serve_http<S>(
         let conn = conn.clone();
         service_fn(move |request: http::Request<Incoming>| forward(conn.clone(), request))
     };
-    let io = TokioIo::new(stream);
     let ended = if h2 {
-        let conn = worker.builders.h2.serve_connection(io, service);
+        let conn = worker.builders.h2.serve_connection(TokioIo::new(stream), service);
         drive(conn, &worker, life, |c| c.graceful_shutdown()).await
     } else {
-        let conn = worker.builders.h1.serve_connection(io, service).with_upgrades();
+        let builder = if conn.hangup.is_some() { &worker.builders.plain_h1 } else { &worker.builders.h1 };
+        let io = TokioIo::new(Linger::new(stream, conn.remainder.clone()));
+        let conn = builder.serve_connection(io, service).with_upgrades();
         drive(conn, &worker, life, |c| c.graceful_shutdown()).await
     };
     gauge.dec();

@@ -12,7 +12,9 @@ use http::HeaderValue;
 use tokio::sync::{Semaphore, watch};
 
 use super::clock::Clock;
+use super::hangup::Hangup;
 use super::ids::IdSource;
+use super::linger::Remainder;
 use super::listener::Slot;
 use super::upstream::Upstream;
 use crate::audit;
@@ -93,6 +95,10 @@ pub(crate) struct ConnContext {
     pub(crate) fragment: audit::ConnFragment,
     /// `x-forwarded-client-cert` for the app, on the inbound side.
     pub(crate) client_cert: Option<HeaderValue>,
+    /// Tells when the client has gone, on plain HTTP/1.1 connections.
+    pub(crate) hangup: Option<Hangup>,
+    /// What may still come in when the connection is closed.
+    pub(crate) remainder: Remainder,
     grants: RefCell<Option<(u64, Rc<Grants>)>>,
     /// Held here because exchanges hold the connection's context: an upgraded stream counts until it ends.
     _slot: Slot,
@@ -122,10 +128,21 @@ impl ConnContext {
         peer: Option<PeerId>,
         fragment: audit::ConnFragment,
         client_cert: Option<HeaderValue>,
+        hangup: Option<Hangup>,
         slot: Slot,
     ) -> Rc<Self> {
-        let grants = RefCell::new(None);
-        Rc::new(Self { worker, listener, peer, fragment, client_cert, grants, _slot: slot })
+        let (grants, remainder) = (RefCell::new(None), Remainder::default());
+        Rc::new(Self {
+            worker,
+            listener,
+            peer,
+            fragment,
+            client_cert,
+            hangup,
+            remainder,
+            grants,
+            _slot: slot,
+        })
     }
 
     /// What `policy` grants the peer: worked out when the connection's first request arrives and again when the

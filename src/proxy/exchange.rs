@@ -6,6 +6,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use tokio::time::Instant;
+
 use super::context::ConnContext;
 use super::ids::RequestIds;
 use super::outcome::Failure;
@@ -18,6 +20,7 @@ pub(crate) struct Exchange {
     started_ns: u64,
     reservation: RefCell<Option<audit::Reservation>>,
     completes: Cell<bool>,
+    upstream_owes: Cell<Option<Instant>>,
     request_bytes: Cell<u64>,
     response_bytes: Cell<u64>,
     status: Cell<u16>,
@@ -41,12 +44,39 @@ impl Exchange {
             started_ns,
             reservation: RefCell::new(reservation),
             completes: Cell::new(completes),
+            upstream_owes: Cell::new(Some(Instant::now())),
             request_bytes: Cell::new(0),
             response_bytes: Cell::new(0),
             status: Cell::new(0),
             ended: Cell::new(false),
             failure: Cell::new(None),
         })
+    }
+
+    /// Since when it is the upstream's turn: it has what there is of the request and has neither asked for more nor
+    /// answered. `None` while the client is still to send.
+    pub(crate) fn upstream_owes_since(&self) -> Option<Instant> {
+        self.upstream_owes.get()
+    }
+
+    /// The upstream was handed a piece of the request's body, or its end.
+    pub(crate) fn upstream_owes(&self) {
+        self.upstream_owes.set(Some(Instant::now()));
+    }
+
+    /// The upstream wants more of the request's body than the client has sent so far.
+    pub(crate) fn client_owes(&self) {
+        self.upstream_owes.set(None);
+    }
+
+    /// The request's body was given up before its end.
+    pub(crate) fn request_unread(&self) {
+        self.conn.remainder.unread();
+    }
+
+    /// The connection is no longer HTTP's.
+    pub(crate) fn switched(&self) {
+        self.conn.remainder.foreign();
     }
 
     pub(crate) fn add_request_bytes(&self, n: usize) {

@@ -38,18 +38,39 @@ pub(crate) async fn forward(
 
     let granted = match authorize(&conn, &request, ids, now_ns) {
         Ok(granted) => granted,
-        Err(refused) => return Ok(reply::refuse(reader, refused.status, ids.request_id(), refused.told)),
+        Err(refused) => {
+            if !request.body().is_end_stream() {
+                conn.remainder.unread();
+            }
+            return Ok(reply::refuse(reader, refused.status, ids.request_id(), refused.told));
+        }
     };
     let switch = upgrade::asked(&mut request);
     let exchange = granted.exchange.clone();
-    match exchange_with_upstream(&conn, granted, request, switch).await {
+    let answer = exchange_with_upstream(&conn, granted, request, switch);
+    match unless_hung_up(&conn, answer).await {
         Ok(response) => Ok(response),
         Err(failure) => {
             exchange.fail(failure.reason);
-            exchange.status(failure.status.as_u16());
-            exchange.response_ended();
+            if !failure.is_clients() {
+                exchange.status(failure.status.as_u16());
+                exchange.response_ended();
+            }
             Ok(reply::refuse(reader, failure.status, ids.request_id(), Some(failure.reason)))
         }
+    }
+}
+
+/// The outcome of `answer`, unless the client goes first. On other connections the HTTP library drops all of it then.
+async fn unless_hung_up<T>(
+    conn: &ConnContext,
+    answer: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let Some(hangup) = &conn.hangup else { return answer.await };
+    tokio::select! {
+        biased;
+        outcome = answer => outcome,
+        () = hangup.gone() => Err(Failure::CLIENT_GONE),
     }
 }
 

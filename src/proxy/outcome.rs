@@ -26,8 +26,15 @@ impl Failure {
     pub(crate) const TIMEOUT: Self = Self::new("upstream_timeout", StatusCode::GATEWAY_TIMEOUT);
     /// The audit spool cannot take the request's event: no record, no access.
     pub(crate) const AUDIT: Self = Self::new("audit_unavailable", StatusCode::SERVICE_UNAVAILABLE);
-    /// The sidecar is draining and its upstream connections are closed.
+    /// The client's body broke off, or was malformed, before it was whole.
     pub(crate) const CLIENT_BODY: Self = Self::new("client_body", StatusCode::BAD_REQUEST);
+    /// The client hung up before there was a response.
+    pub(crate) const CLIENT_GONE: Self = Self::new("client_gone", StatusCode::BAD_REQUEST);
+
+    /// Whether the client ended the exchange, so that it counts as aborted whatever it is still told.
+    pub(crate) fn is_clients(&self) -> bool {
+        matches!(*self, Self::CLIENT_BODY | Self::CLIENT_GONE)
+    }
 
     const fn new(reason: &'static str, status: StatusCode) -> Self {
         Self { reason, status }

@@ -60,6 +60,7 @@ impl Switch {
         let Some(agreed) = agreed.filter(asked_for) else { return Err(Failure::RESET) };
 
         exchange.status(StatusCode::SWITCHING_PROTOCOLS.as_u16());
+        exchange.switched();
         let upstream = hyper::upgrade::on(&mut response);
         let client = self.client;
         drop(tokio::task::spawn_local(async move {

@@ -145,8 +145,19 @@ impl Upstream {
         &self,
         request: Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
-        let sent = self.send_or_resend(request);
-        tokio::time::timeout(self.settings.response_timeout, sent).await.unwrap_or(Err(Failure::TIMEOUT))
+        let exchange = request.body().exchange().clone();
+        let mut answer = std::pin::pin!(self.send_or_resend(request));
+        loop {
+            // A long upload is no slow answer: the time runs while it is the upstream's turn, and from the last byte.
+            let since = exchange.upstream_owes_since().unwrap_or_else(Instant::now);
+            let until = since + self.settings.response_timeout;
+            if let Ok(answered) = tokio::time::timeout_at(until, &mut answer).await {
+                return answered;
+            }
+            if exchange.upstream_owes_since() == Some(since) {
+                return Err(Failure::TIMEOUT);
+            }
+        }
     }
 
     async fn send_or_resend(
