@@ -54,6 +54,11 @@ pub(crate) fn text(status: StatusCode, words: &'static str) -> Response<ReplyBod
     reply
 }
 
+/// Nothing at all: what stands where a reply was taken from.
+pub(crate) fn empty() -> Response<ReplyBody> {
+    Response::new(ReplyBody::Own(None))
+}
+
 fn http_reply(status: StatusCode, request_id: &str, reason: Option<&str>) -> Response<ReplyBody> {
     // Neither text needs escaping: reasons are our own codes, request IDs are hex.
     let body = match reason {

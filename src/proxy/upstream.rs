@@ -7,18 +7,20 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::{TrySendError, http1, http2};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::body::RequestBody;
 use super::dial::{Dialer, Life, Sender};
+use super::exchange::Exchange;
 use super::outcome::Failure;
 
 /// One app or service as one worker sees it.
@@ -85,15 +87,21 @@ pub(crate) struct Lease {
 }
 
 enum Held {
-    H1(Option<H1>),
+    H1(H1),
     H2(Rc<H2>),
+    /// Given back, or torn from a lease that ends.
+    Nothing,
 }
 
-/// A request that failed, with the request itself where it provably never left.
-struct Unanswered {
-    failure: Failure,
-    unsent: Option<Request<RequestBody>>,
+/// A request on its way, and the connection that carries it.
+pub(crate) struct Sent {
+    lease: Lease,
+    answer: Answer,
 }
+
+/// The response's head; or why there is none, with the request itself where it provably never left. Boxed, because both
+/// protocols have a nameless type of their own for it.
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>>>;
 
 /// Whether a connection that carried requests before will do.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -133,26 +141,66 @@ impl Upstream {
     }
 
     /// Where requests that ask to switch protocols go.
-    pub(crate) fn for_upgrades(&self) -> &Self {
-        self.upgrades.as_deref().unwrap_or(self)
+    pub(crate) fn for_upgrades(self: Rc<Self>) -> Rc<Self> {
+        self.upgrades.clone().unwrap_or(self)
     }
 
-    /// Sends `request` and waits for the head of its response.
+    /// A connection for one request: a live one where there is one with room, else a new one.
     ///
     /// # Errors
-    /// Why there is no response; the request may have reached the upstream unless the failure is one of connecting.
-    pub(crate) async fn send(
+    /// Why there is none; nothing of the request has been sent.
+    pub(crate) async fn lease(&self) -> Result<Lease, Failure> {
+        match self.live_lease() {
+            Some(lease) => Ok(lease),
+            // What is rare is boxed: a future is as large as the largest thing it may ever wait for, and it is moved
+            // about for every request.
+            None => Box::pin(self.new_lease(Reuse::Allowed)).await,
+        }
+    }
+
+    /// Waits for the head of the response to what was sent; what turns out not to have been sent is sent once more.
+    ///
+    /// # Errors
+    /// Why there is no response; the request may have reached the upstream.
+    pub(crate) async fn answer(
+        &self,
+        mut sent: Sent,
+        exchange: &Exchange,
+    ) -> Result<(Response<Incoming>, Lease), Failure> {
+        let answered = self.in_time(exchange, &mut sent.answer).await?;
+        match answered {
+            Ok(response) => Ok((response, sent.lease)),
+            Err(mut unanswered) => match unanswered.take_message() {
+                Some(request) => Box::pin(self.resend(request, exchange)).await,
+                None => Err(failure_of(unanswered.error())),
+            },
+        }
+    }
+
+    async fn resend(
         &self,
         request: Request<RequestBody>,
+        exchange: &Exchange,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
-        let exchange = request.body().exchange().clone();
-        let mut answer = std::pin::pin!(self.send_or_resend(request));
+        let mut sent = self.new_lease(Reuse::Never).await?.send(request);
+        match self.in_time(exchange, &mut sent.answer).await? {
+            Ok(response) => Ok((response, sent.lease)),
+            Err(unanswered) => Err(failure_of(unanswered.error())),
+        }
+    }
+
+    /// Runs `answer` for as long as the response may take.
+    async fn in_time<T>(
+        &self,
+        exchange: &Exchange,
+        answer: &mut (impl Future<Output = T> + Unpin),
+    ) -> Result<T, Failure> {
         loop {
             // A long upload is no slow answer: the time runs while it is the upstream's turn, and from the last byte.
             let since = exchange.upstream_owes_since().unwrap_or_else(Instant::now);
             let until = since + self.settings.response_timeout;
-            if let Ok(answered) = tokio::time::timeout_at(until, &mut answer).await {
-                return answered;
+            if let Ok(answered) = tokio::time::timeout_at(until, &mut *answer).await {
+                return Ok(answered);
             }
             if exchange.upstream_owes_since() == Some(since) {
                 return Err(Failure::TIMEOUT);
@@ -160,20 +208,10 @@ impl Upstream {
         }
     }
 
-    async fn send_or_resend(
-        &self,
-        request: Request<RequestBody>,
-    ) -> Result<(Response<Incoming>, Lease), Failure> {
-        match self.lease(Reuse::Allowed).await?.send(request).await {
-            Ok(answered) => Ok(answered),
-            Err(mut unanswered) => match unanswered.unsent.take() {
-                Some(request) => {
-                    let lease = self.lease(Reuse::Never).await?;
-                    lease.send(request).await.map_err(|e| e.failure)
-                }
-                None => Err(unanswered.failure),
-            },
-        }
+    /// Room on a live connection, where there is any at the endpoint whose turn it is.
+    fn live_lease(&self) -> Option<Lease> {
+        self.adopt_addresses();
+        self.reuse(&self.choose_endpoint()?)
     }
 
     /// Closes connections that carried nothing for a while or may carry nothing more.
@@ -195,8 +233,7 @@ impl Upstream {
         }
     }
 
-    /// A connection for one request: a live one where there is one with room, else a new one.
-    async fn lease(&self, reuse: Reuse) -> Result<Lease, Failure> {
+    async fn new_lease(&self, reuse: Reuse) -> Result<Lease, Failure> {
         self.adopt_addresses();
         let mut failure = Failure::UNRESOLVED;
         for _ in 0..CONNECT_ATTEMPTS {
@@ -242,7 +279,7 @@ impl Upstream {
                 // The last one in is the least likely to be closed by the other side; one whose request body is still
                 // on its way out is not ready yet.
                 let at = idle.iter().rposition(|c| c.sender.is_ready())?;
-                Some(Lease::new(endpoint.clone(), Held::H1(Some(idle.remove(at)))))
+                Some(Lease::new(endpoint.clone(), Held::H1(idle.remove(at))))
             }
             Protocol::H2 => {
                 let mut live = endpoint.h2.borrow_mut();
@@ -268,7 +305,7 @@ impl Upstream {
         endpoint.failures.set(0);
         endpoint.rest_until.set(None);
         let held = match sender {
-            Sender::H1(sender) => Held::H1(Some(H1 { sender, life, idle_since: now })),
+            Sender::H1(sender) => Held::H1(H1 { sender, life, idle_since: now }),
             Sender::H2(sender) => {
                 let conn = Rc::new(H2 {
                     sender: RefCell::new(sender),
@@ -340,35 +377,20 @@ impl Lease {
         Self { endpoint, held }
     }
 
-    async fn send(
-        mut self,
-        request: Request<RequestBody>,
-    ) -> Result<(Response<Incoming>, Self), Box<Unanswered>> {
-        let answer = match &mut self.held {
-            Held::H1(Some(conn)) => conn.sender.try_send_request(request).await,
-            Held::H1(None) => {
-                return Err(Box::new(Unanswered { failure: Failure::RESET, unsent: Some(request) }));
-            }
-            Held::H2(conn) => {
-                let sent = conn.sender.borrow_mut().try_send_request(request);
-                sent.await
-            }
+    /// Hands `request` to the connection.
+    pub(crate) fn send(mut self, request: Request<RequestBody>) -> Sent {
+        let answer: Answer = match &mut self.held {
+            Held::H1(conn) => Box::pin(conn.sender.try_send_request(request)),
+            Held::H2(conn) => Box::pin(conn.sender.borrow_mut().try_send_request(request)),
+            Held::Nothing => unreachable!("only release() empties a lease, and it consumes it"),
         };
-        match answer {
-            Ok(response) => Ok((response, self)),
-            Err(mut error) => {
-                let unsent = error.take_message();
-                // A body of the client's that breaks off is told apart from an upstream that does.
-                let failure = if error.error().is_user() { Failure::CLIENT_BODY } else { Failure::RESET };
-                Err(Box::new(Unanswered { failure, unsent }))
-            }
-        }
+        Sent { lease: self, answer }
     }
 
     /// The response was read to its end: an HTTP/1.1 connection may carry the next request.
     pub(crate) fn release(mut self) {
-        if let Held::H1(conn) = &mut self.held
-            && let Some(mut conn) = conn.take()
+        if matches!(self.held, Held::H1(_))
+            && let Held::H1(mut conn) = std::mem::replace(&mut self.held, Held::Nothing)
             && !conn.sender.is_closed()
         {
             conn.idle_since = Instant::now();
@@ -385,4 +407,9 @@ impl Drop for Lease {
             conn.last_used.set(Instant::now());
         }
     }
+}
+
+/// A body of the client's that breaks off is told apart from an upstream that does.
+fn failure_of(error: &hyper::Error) -> Failure {
+    if error.is_user() { Failure::CLIENT_BODY } else { Failure::RESET }
 }
