@@ -20,6 +20,9 @@ use super::upstream::Upstream;
 use crate::audit::{self, AccessDecision, HttpFacts};
 use crate::policy::{self, Admitted, Decision, Outcome, RawRequest, Reason};
 
+/// The reason of a request whose body came in a transfer coding that would be lost on the way.
+const TRANSFER_CODING: &str = "transfer_coding";
+
 /// A request that may pass.
 pub(crate) struct Granted {
     pub(crate) upstream: Rc<Upstream>,
@@ -109,10 +112,14 @@ impl Arrived<'_> {
         let current = policy.current();
         let mut place = worker.recorder.reserve(2).map_err(|_| self.refused(Failure::AUDIT.into()))?;
 
+        if has_foreign_coding(request) {
+            drop(place.decision(&self.rejected(request, &current, TRANSFER_CODING)));
+            return Err(self.refused(Refused::silent(StatusCode::BAD_REQUEST)));
+        }
         let admitted = match policy::admit(&raw_request(request), current.policy.path_rules()) {
             Ok(admitted) => admitted,
             Err(reason) => {
-                let event = self.rejected(request, &current, reason);
+                let event = self.rejected(request, &current, reason.as_str());
                 drop(place.decision(&event));
                 return Err(self.refused(Refused::silent(StatusCode::BAD_REQUEST)));
             }
@@ -141,6 +148,10 @@ impl Arrived<'_> {
         let worker = &self.conn.worker;
         let mut place = worker.recorder.reserve(2).map_err(|_| self.refused(Failure::AUDIT.into()))?;
         let method = method_name(request);
+        if has_foreign_coding(request) {
+            drop(place.decision(&self.unroutable(method, None, ("reject", TRANSFER_CODING))));
+            return Err(self.refused(Refused::silent(StatusCode::BAD_REQUEST)));
+        }
         let host = match policy::admit_host(&raw_request(request)) {
             Ok(host) => host,
             Err(reason) => {
@@ -240,7 +251,7 @@ impl Arrived<'_> {
         &'a self,
         request: &Request<B>,
         current: &'a CurrentPolicy,
-        reason: Reason,
+        reason: &'static str,
     ) -> AccessDecision<'a> {
         AccessDecision {
             time_unix_ns: self.now_ns,
@@ -255,7 +266,7 @@ impl Arrived<'_> {
             },
             decision: audit::Decision {
                 outcome: Outcome::Reject.as_str(),
-                reason: reason.as_str(),
+                reason,
                 rule: None,
                 role: None,
             },
@@ -300,6 +311,14 @@ fn raw_request<B>(request: &Request<B>) -> RawRequest<'_> {
         method_override: overrides_method(headers),
         http2: request.version() == Version::HTTP_2,
     }
+}
+
+/// Whether the body came in a transfer coding besides `chunked`. The HTTP library takes off the chunks alone and the field
+/// ends at this hop, so the app would take the coded bytes for the body (RFC 9112, section 6.1).
+fn has_foreign_coding<B>(request: &Request<B>) -> bool {
+    let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
+    let foreign = codings.next().is_some_and(|only| !only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
+    foreign || codings.next().is_some()
 }
 
 fn overrides_method(headers: &HeaderMap) -> bool {

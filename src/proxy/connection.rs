@@ -3,6 +3,7 @@
 //! Owns TLS acceptance, the choice between HTTP/1.1 and HTTP/2, and the reasons for which a connection ends: its peer,
 //! a drain, or the peer's certificate running out. What happens to a request is `forward`'s.
 
+use std::error::Error;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -205,12 +206,12 @@ async fn serve_http<S>(
 /// so the connection's event is the record of it.
 fn protocol_offence(error: &hyper::Error) -> Option<&'static str> {
     if error.is_parse_too_large() {
-        Some("head_too_large")
-    } else if error.is_parse() {
-        Some("malformed_http")
-    } else {
-        None
+        return Some("head_too_large");
     }
+    // HTTP/2: we ended the connection, and not because it was time.
+    let http2 = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    let ended_by_us = http2.is_some_and(|e| e.is_library() && e.reason() != Some(h2::Reason::NO_ERROR));
+    (error.is_parse() || ended_by_us).then_some("malformed_http")
 }
 
 fn reject(
