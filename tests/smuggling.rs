@@ -69,7 +69,10 @@ async fn check(port: Port, request: &[u8], fate: Fate) {
     match fate {
         Refused(reason) => {
             assert!(seen.is_empty(), "{what}: {seen:?}");
-            assert!(reply.is_empty() || reply.starts_with("HTTP/1.1 400 ") || reply.starts_with("HTTP/1.0 400 "), "{what}: {reply}");
+            assert!(
+                reply.is_empty() || reply.starts_with("HTTP/1.1 400 ") || reply.starts_with("HTTP/1.0 400 "),
+                "{what}: {reply}"
+            );
             assert_eq!(rejects, [reason], "{what}");
         }
         Arrives(framing, body) => {
@@ -207,7 +210,8 @@ async fn a_request_names_one_host() {
     for (hosts, reason) in table {
         check_all(&[(&format!("{line}{hosts}\r\n"), Refused(reason))]).await;
     }
-    let absolute = "GET http://billing.clinic/open/a HTTP/1.1\r\nConnection: close\r\nHost: records.clinic\r\n\r\n";
+    let absolute =
+        "GET http://billing.clinic/open/a HTTP/1.1\r\nConnection: close\r\nHost: records.clinic\r\n\r\n";
     check_all(&[(absolute, Refused("absolute_form_host"))]).await;
 }
 

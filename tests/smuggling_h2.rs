@@ -64,7 +64,11 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, frames: &[u8]) -
     let mut kinds = Vec::new();
     let mut head = [0; 9];
     while patiently(stream.read_exact(&mut head)).await.is_ok() {
-        let [_, a, b, c, kind, flags, ..] = { let mut h = [0; 10]; h[1..].copy_from_slice(&head); h };
+        let [_, a, b, c, kind, flags, ..] = {
+            let mut h = [0; 10];
+            h[1..].copy_from_slice(&head);
+            h
+        };
         let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
         patiently(stream.read_exact(&mut payload)).await.unwrap();
         if [DATA, HEADERS, RST_STREAM, GOAWAY].contains(&kind) {
@@ -180,7 +184,9 @@ async fn malformed_requests_reset_their_stream() {
 #[tokio::test]
 async fn a_length_that_is_not_that_of_the_data_never_looks_whole() {
     for inbound in [false, true] {
-        for (length, body) in [("5", &b"abc"[..]), ("3", b"abcGET /open/hidden HTTP/1.1\r\nHost: records.clinic\r\n\r\n")] {
+        for (length, body) in
+            [("5", &b"abc"[..]), ("3", b"abcGET /open/hidden HTTP/1.1\r\nHost: records.clinic\r\n\r\n")]
+        {
             let outcome = exchange(inbound, &request(&usual_and(&[("content-length", length)]), body)).await;
             assert!(outcome.app.seen().is_empty(), "{inbound} {length}: {:?}", outcome.app.seen());
             for completion in outcome.records.completions() {

@@ -72,6 +72,33 @@ pub(crate) fn authorize<B>(
     }
 }
 
+/// Returns once what `head` was let in for is no longer allowed: on the inbound side, when a policy or the end of a dated
+/// binding takes the right away.
+pub(crate) async fn revoked(conn: &ConnContext, head: &Request<()>) {
+    let (Direction::Inbound { policy, .. }, Some(peer)) = (&conn.listener.direction, &conn.peer) else {
+        return std::future::pending().await;
+    };
+    loop {
+        let changed = policy.changed();
+        let current = policy.current();
+        let now = unix_seconds(conn.worker.clock.now_ns());
+        let grants = conn.grants(&current, peer, now);
+        let allowed = policy::admit(&raw_request(head), current.policy.path_rules())
+            .is_ok_and(|admitted| current.policy.decide(&grants, &admitted).outcome == Outcome::Allow);
+        if !allowed {
+            return;
+        }
+        match grants.valid_until() {
+            None => changed.await,
+            Some(until) => {
+                let left = std::time::Duration::from_secs(until.0.saturating_sub(now.0).max(1).unsigned_abs());
+                // Whichever comes first.
+                drop(tokio::time::timeout(left, changed).await);
+            }
+        }
+    }
+}
+
 /// The event of an outbound call: how it was asked (method and version), of which service, and what became of it.
 pub(crate) fn outbound_event<'a>(
     conn: &'a ConnContext,

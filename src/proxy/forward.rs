@@ -45,7 +45,7 @@ pub(crate) async fn forward(
             return Ok(reply::refuse(reader, refused.status, ids.request_id(), refused.told));
         }
     };
-    let switch = upgrade::asked(&mut request);
+    let switch = upgrade::asked(&conn, &mut request);
     let exchange = granted.exchange.clone();
     let answer = exchange_with_upstream(&conn, granted, request, switch);
     match unless_hung_up(&conn, answer).await {
@@ -124,7 +124,8 @@ fn next_request(
 ) -> Request<RequestBody> {
     let (mut parts, body) = request.into_parts();
     headers::clean_request(&mut parts.headers);
-    headers::set_trusted(&mut parts.headers, exchange.ids(), conn.client_cert.as_ref());
+    let told = conn.peer.as_ref().and_then(|peer| peer.told_to_app.as_ref());
+    headers::set_trusted(&mut parts.headers, exchange.ids(), told);
 
     let uri = std::mem::take(&mut parts.uri).into_parts();
     let target = target.or(uri.path_and_query).unwrap_or_else(|| PathAndQuery::from_static("/"));

@@ -365,6 +365,14 @@ impl Lease {
         }
     }
 
+    /// When the peer's certificate runs out.
+    pub(crate) fn ends_at(&self) -> Option<Instant> {
+        match &self.held {
+            Held::H1(conn) => conn.as_ref().and_then(|conn| conn.life.ends_at()),
+            Held::H2(conn) => conn.life.ends_at(),
+        }
+    }
+
     /// The response was read to its end: an HTTP/1.1 connection may carry the next request.
     pub(crate) fn release(mut self) {
         if let Held::H1(conn) = &mut self.held
