@@ -20,6 +20,9 @@ use super::upstream::Upstream;
 use crate::audit::{self, AccessDecision, HttpFacts};
 use crate::policy::{self, Admitted, Decision, Outcome, RawRequest, Reason};
 
+/// The reason of a request whose body came in a transfer coding that would be lost on the way.
+const TRANSFER_CODING: &str = "transfer_coding";
+
 /// A request that may pass.
 pub(crate) struct Granted {
     pub(crate) upstream: Rc<Upstream>,
@@ -69,6 +72,34 @@ pub(crate) fn authorize<B>(
     }
 }
 
+/// Returns once what `head` was let in for is no longer allowed: on the inbound side, when a policy or the end of a dated
+/// binding takes the right away.
+pub(crate) async fn revoked(conn: &ConnContext, head: &Request<()>) {
+    let (Direction::Inbound { policy, .. }, Some(peer)) = (&conn.listener.direction, &conn.peer) else {
+        return std::future::pending().await;
+    };
+    loop {
+        let changed = policy.changed();
+        let current = policy.current();
+        let now = unix_seconds(conn.worker.clock.now_ns());
+        let grants = conn.grants(&current, peer, now);
+        let allowed = policy::admit(&raw_request(head), current.policy.path_rules())
+            .is_ok_and(|admitted| current.policy.decide(&grants, &admitted).outcome == Outcome::Allow);
+        if !allowed {
+            return;
+        }
+        match grants.valid_until() {
+            None => changed.await,
+            Some(until) => {
+                let left =
+                    std::time::Duration::from_secs(until.0.saturating_sub(now.0).max(1).unsigned_abs());
+                // Whichever comes first.
+                drop(tokio::time::timeout(left, changed).await);
+            }
+        }
+    }
+}
+
 /// The event of an outbound call: how it was asked (method and version), of which service, and what became of it.
 pub(crate) fn outbound_event<'a>(
     conn: &'a ConnContext,
@@ -109,10 +140,14 @@ impl Arrived<'_> {
         let current = policy.current();
         let mut place = worker.recorder.reserve(2).map_err(|_| self.refused(Failure::AUDIT.into()))?;
 
+        if has_foreign_coding(request) {
+            drop(place.decision(&self.rejected(request, &current, TRANSFER_CODING)));
+            return Err(self.refused(Refused::silent(StatusCode::BAD_REQUEST)));
+        }
         let admitted = match policy::admit(&raw_request(request), current.policy.path_rules()) {
             Ok(admitted) => admitted,
             Err(reason) => {
-                let event = self.rejected(request, &current, reason);
+                let event = self.rejected(request, &current, reason.as_str());
                 drop(place.decision(&event));
                 return Err(self.refused(Refused::silent(StatusCode::BAD_REQUEST)));
             }
@@ -141,6 +176,10 @@ impl Arrived<'_> {
         let worker = &self.conn.worker;
         let mut place = worker.recorder.reserve(2).map_err(|_| self.refused(Failure::AUDIT.into()))?;
         let method = method_name(request);
+        if has_foreign_coding(request) {
+            drop(place.decision(&self.unroutable(method, None, ("reject", TRANSFER_CODING))));
+            return Err(self.refused(Refused::silent(StatusCode::BAD_REQUEST)));
+        }
         let host = match policy::admit_host(&raw_request(request)) {
             Ok(host) => host,
             Err(reason) => {
@@ -240,7 +279,7 @@ impl Arrived<'_> {
         &'a self,
         request: &Request<B>,
         current: &'a CurrentPolicy,
-        reason: Reason,
+        reason: &'static str,
     ) -> AccessDecision<'a> {
         AccessDecision {
             time_unix_ns: self.now_ns,
@@ -253,12 +292,7 @@ impl Arrived<'_> {
                 version: self.version,
                 ..HttpFacts::default()
             },
-            decision: audit::Decision {
-                outcome: Outcome::Reject.as_str(),
-                reason: reason.as_str(),
-                rule: None,
-                role: None,
-            },
+            decision: audit::Decision { outcome: Outcome::Reject.as_str(), reason, rule: None, role: None },
             policy: Some(&current.fragment),
         }
     }
@@ -295,6 +329,15 @@ fn raw_request<B>(request: &Request<B>) -> RawRequest<'_> {
         method_override: overrides_method(headers),
         http2: request.version() == Version::HTTP_2,
     }
+}
+
+/// Whether the body came in a transfer coding besides `chunked`. The HTTP library takes off the chunks alone and the field
+/// ends at this hop, so the app would take the coded bytes for the body (RFC 9112, section 6.1).
+fn has_foreign_coding<B>(request: &Request<B>) -> bool {
+    let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
+    let foreign =
+        codings.next().is_some_and(|only| !only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
+    foreign || codings.next().is_some()
 }
 
 fn overrides_method(headers: &HeaderMap) -> bool {

@@ -3,6 +3,7 @@
 //! Owns TLS acceptance, the choice between HTTP/1.1 and HTTP/2, and the reasons for which a connection ends: its peer,
 //! a drain, or the peer's certificate running out. What happens to a request is `forward`'s.
 
+use std::error::Error;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -108,19 +109,12 @@ async fn serve_mesh(
         subject: Some(SubjectFacts { spiffe_id: peer.id.as_str(), cert_sha256: &peer.sha256_hex }),
     });
     let by = worker.tls.borrow().material().svid.id().clone();
-    let client_cert = format!("By={by};Hash={};URI={}", peer.sha256_hex, peer.id);
-    let client_cert = HeaderValue::try_from(client_cert).ok(); // SPIFFE IDs hold only visible ASCII
+    let told = format!("By={by};Hash={};URI={}", peer.sha256_hex, peer.id);
+    let told_to_app = HeaderValue::try_from(told).ok(); // SPIFFE IDs hold only visible ASCII
     let life = retirement(peer.not_after);
-    let conn = ConnContext::new(
-        worker,
-        listener,
-        Some(PeerId { id: peer.id, cert_sha256: peer.sha256_hex }),
-        fragment,
-        client_cert,
-        None,
-        slot,
-    );
-    serve_http(conn, stream, h2, Some(life), addr).await;
+    let peer = PeerId { id: peer.id, cert_sha256: peer.sha256_hex, life, told_to_app };
+    let conn = ConnContext::new(worker, listener, Some(peer), fragment, None, slot);
+    serve_http(conn, stream, h2, addr).await;
 }
 
 async fn serve_plain(
@@ -140,12 +134,12 @@ async fn serve_plain(
         audit::ConnFragment::new(&ConnFacts { subject: Some(subject), ..plain_facts(&listener, addr) })
     };
     if h2 {
-        let conn = ConnContext::new(worker, listener, None, fragment, None, None, slot);
-        return serve_http(conn, stream, h2, None, addr).await;
+        let conn = ConnContext::new(worker, listener, None, fragment, None, slot);
+        return serve_http(conn, stream, h2, addr).await;
     }
     let (stream, hangup) = hangup::watched(stream);
-    let conn = ConnContext::new(worker, listener, None, fragment, None, Some(hangup), slot);
-    serve_http(conn, stream, h2, None, addr).await;
+    let conn = ConnContext::new(worker, listener, None, fragment, Some(hangup), slot);
+    serve_http(conn, stream, h2, addr).await;
 }
 
 /// TLS, within the time and the number of handshakes at a time that the limits allow.
@@ -175,16 +169,12 @@ async fn speaks_h2(stream: &TcpStream) -> std::io::Result<bool> {
     }
 }
 
-async fn serve_http<S>(
-    conn: Rc<ConnContext>,
-    stream: S,
-    h2: bool,
-    life: Option<(Instant, Instant)>,
-    addr: ClientAddr,
-) where
+async fn serve_http<S>(conn: Rc<ConnContext>, stream: S, h2: bool, addr: ClientAddr)
+where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let worker = conn.worker.clone();
+    let life = conn.peer.as_ref().map(|peer| peer.life);
     let gauge = worker.metrics.connections(conn.listener.direction.side());
     gauge.inc();
     let service = {
@@ -213,12 +203,12 @@ async fn serve_http<S>(
 /// so the connection's event is the record of it.
 fn protocol_offence(error: &hyper::Error) -> Option<&'static str> {
     if error.is_parse_too_large() {
-        Some("head_too_large")
-    } else if error.is_parse() {
-        Some("malformed_http")
-    } else {
-        None
+        return Some("head_too_large");
     }
+    // HTTP/2: we ended the connection, and not because it was time.
+    let http2 = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    let ended_by_us = http2.is_some_and(|e| e.is_library() && e.reason() != Some(h2::Reason::NO_ERROR));
+    (error.is_parse() || ended_by_us).then_some("malformed_http")
 }
 
 fn reject(

@@ -93,8 +93,6 @@ pub(crate) struct ConnContext {
     /// Who the peer proved to be; `None` on plain listeners.
     pub(crate) peer: Option<PeerId>,
     pub(crate) fragment: audit::ConnFragment,
-    /// `x-forwarded-client-cert` for the app, on the inbound side.
-    pub(crate) client_cert: Option<HeaderValue>,
     /// Tells when the client has gone, on plain HTTP/1.1 connections.
     pub(crate) hangup: Option<Hangup>,
     /// What may still come in when the connection is closed.
@@ -108,6 +106,10 @@ pub(crate) struct ConnContext {
 pub(crate) struct PeerId {
     pub(crate) id: SpiffeId,
     pub(crate) cert_sha256: String,
+    /// When the connection takes nothing new, and when it ends: with the peer's certificate.
+    pub(crate) life: (tokio::time::Instant, tokio::time::Instant),
+    /// `x-forwarded-client-cert` for the app.
+    pub(crate) told_to_app: Option<HeaderValue>,
 }
 
 impl PeerId {
@@ -127,22 +129,11 @@ impl ConnContext {
         listener: Rc<ListenerContext>,
         peer: Option<PeerId>,
         fragment: audit::ConnFragment,
-        client_cert: Option<HeaderValue>,
         hangup: Option<Hangup>,
         slot: Slot,
     ) -> Rc<Self> {
         let (grants, remainder) = (RefCell::new(None), Remainder::default());
-        Rc::new(Self {
-            worker,
-            listener,
-            peer,
-            fragment,
-            client_cert,
-            hangup,
-            remainder,
-            grants,
-            _slot: slot,
-        })
+        Rc::new(Self { worker, listener, peer, fragment, hangup, remainder, grants, _slot: slot })
     }
 
     /// What `policy` grants the peer: worked out when the connection's first request arrives and again when the
@@ -178,6 +169,14 @@ impl PolicyCell {
     pub(crate) fn new(mut source: watch::Receiver<Arc<Policy>>) -> Self {
         let current = CurrentPolicy::new(source.borrow_and_update().clone(), 0);
         Self { source: RefCell::new(source), current: RefCell::new(Rc::new(current)) }
+    }
+
+    /// Returns when another policy comes into force than the one at the time of the call.
+    pub(crate) fn changed(&self) -> impl Future<Output = ()> + use<> {
+        let mut source = self.source.borrow().clone();
+        source.mark_unchanged();
+        // An error means that the process ends, and every connection with it.
+        async move { drop(source.changed().await) }
     }
 
     /// The policy in force now. Costs one atomic load unless it just changed. The returned value is used for the whole

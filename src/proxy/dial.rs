@@ -50,6 +50,7 @@ pub(crate) enum Sender {
 pub(crate) struct Life {
     generation: u64,
     retire_at: Option<Instant>,
+    ends_at: Option<Instant>,
 }
 
 /// How long before a certificate expires its connections take nothing new: a tenth of what is left, this at most.
@@ -60,6 +61,11 @@ pub(crate) const STREAM_WINDOW: u32 = 1 << 20;
 pub(crate) const CONNECTION_WINDOW: u32 = 4 * STREAM_WINDOW;
 
 impl Life {
+    /// When the peer's certificate runs out, which ends what the connection carries.
+    pub(crate) fn ends_at(&self) -> Option<Instant> {
+        self.ends_at
+    }
+
     /// Whether the connection may take another request.
     pub(crate) fn usable(&self, generation: u64, now: Instant) -> bool {
         self.generation == generation && self.retire_at.is_none_or(|at| now < at)
@@ -122,7 +128,7 @@ impl Dialer {
         stream.set_nodelay(true).map_err(|_| Failure::CONNECT)?;
         let Self::Mesh(mesh) = self else {
             let sender = handshake(TokioIo::new(stream), settings, None).await?;
-            return Ok((sender, Life { generation: 0, retire_at: None }));
+            return Ok((sender, Life { generation: 0, retire_at: None, ends_at: None }));
         };
         let (generation, client) = mesh.current();
         let stream = TlsConnector::from(client)
@@ -136,7 +142,7 @@ impl Dialer {
         }
         let (retire_at, end) = retirement(peer.not_after);
         let sender = handshake(TokioIo::new(stream), settings, Some(end)).await?;
-        Ok((sender, Life { generation, retire_at: Some(retire_at) }))
+        Ok((sender, Life { generation, retire_at: Some(retire_at), ends_at: Some(end) }))
     }
 }
 

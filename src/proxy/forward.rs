@@ -39,7 +39,7 @@ pub(crate) fn forward(
             Step::Answered(reply) => return Ok(std::mem::replace(reply, reply::empty())),
         };
         let outcome = {
-            let answer = pin!(exchange_with_upstream(&conn, onward));
+            let answer = pin!(exchange_with_upstream(onward));
             unless_hung_up(&conn, answer).await
         };
         Ok(outcome.unwrap_or_else(|failure| onward.failed(failure)))
@@ -84,7 +84,7 @@ fn decide(conn: &Rc<ConnContext>, mut request: Request<Incoming>) -> Step {
             return Step::Answered(reply);
         }
     };
-    let switch = upgrade::asked(&mut request);
+    let switch = upgrade::asked(conn, &mut request);
     let upstream = if switch.is_some() { upstream.for_upgrades() } else { upstream };
     let protocol = upstream.protocol();
     let request = Some(next_request(conn, &exchange, request, target, switch.as_ref(), protocol));
@@ -104,10 +104,7 @@ async fn unless_hung_up<T>(
     }
 }
 
-async fn exchange_with_upstream(
-    conn: &ConnContext,
-    onward: &mut Onward,
-) -> Result<Response<ReplyBody>, Failure> {
+async fn exchange_with_upstream(onward: &mut Onward) -> Result<Response<ReplyBody>, Failure> {
     let Onward { upstream, request, exchange, recorded, asked, switch, .. } = onward;
     if let Some(recorded) = recorded {
         recorded.before_forward().await.map_err(|_| Failure::AUDIT)?;
@@ -158,7 +155,8 @@ fn next_request(
 ) -> Request<RequestBody> {
     let (mut parts, body) = request.into_parts();
     headers::clean_request(&mut parts.headers);
-    headers::set_trusted(&mut parts.headers, exchange.ids(), conn.client_cert.as_ref());
+    let told = conn.peer.as_ref().and_then(|peer| peer.told_to_app.as_ref());
+    headers::set_trusted(&mut parts.headers, exchange.ids(), told);
 
     let uri = std::mem::take(&mut parts.uri).into_parts();
     let target = target.or(uri.path_and_query).unwrap_or_else(|| PathAndQuery::from_static("/"));

@@ -2,6 +2,11 @@
 
 use http::StatusCode;
 
+/// Why a stream that was let in is ended: the policy or a dated binding no longer gives the right to it.
+pub(crate) const ACCESS_REVOKED: &str = "access_revoked";
+/// Why a stream that was let in is ended: a certificate that it was given on has run out.
+pub(crate) const PEER_EXPIRED: &str = "peer_expired";
+
 /// A request that did not get its response head from the upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Failure {

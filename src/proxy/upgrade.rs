@@ -3,31 +3,45 @@
 //! An upgrade travels on HTTP/1.1 connections of its own. Its exchange stays open until both directions have ended, so
 //! its completion event tells the bytes and the time of the whole stream.
 
+use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 
+use super::authorize::revoked;
 use super::body::ReplyBody;
+use super::context::ConnContext;
 use super::exchange::Exchange;
 use super::headers;
-use super::outcome::Failure;
+use super::outcome::{ACCESS_REVOKED, Failure, PEER_EXPIRED};
 use super::upstream::Lease;
 
 /// A client's wish to switch protocols, with its half of the connection to come.
 pub(crate) struct Switch {
     protocol: HeaderValue,
     client: OnUpgrade,
+    standing: Standing,
+}
+
+/// What a stream stands on: the connection that it came by, and what it was let in for.
+struct Standing {
+    conn: Rc<ConnContext>,
+    head: Request<()>,
 }
 
 const COPY_BUFFER: usize = 16 * 1024;
 
 /// The switch that `request` asks for, if it does so by the rules of RFC 9110, section 7.8. `h2c` is not among them
 /// (RFC 9113 dropped it, and smuggling lives there): such a request is served as plain HTTP/1.1.
-pub(crate) fn asked(request: &mut Request<Incoming>) -> Option<Switch> {
+pub(crate) fn asked(conn: &Rc<ConnContext>, request: &mut Request<Incoming>) -> Option<Switch> {
     if request.version() != Version::HTTP_11 || !headers::names_upgrade(request.headers()) {
         return None;
     }
@@ -35,7 +49,19 @@ pub(crate) fn asked(request: &mut Request<Incoming>) -> Option<Switch> {
     if headers::has_token(&protocol, b"h2c") {
         return None;
     }
-    Some(Switch { protocol, client: hyper::upgrade::on(request) })
+    let standing = Standing { conn: conn.clone(), head: head_of(request) };
+    Some(Switch { protocol, client: hyper::upgrade::on(request), standing })
+}
+
+/// The parts of a request's head that decide.
+fn head_of(request: &Request<Incoming>) -> Request<()> {
+    let mut head = Request::new(());
+    *head.method_mut() = request.method().clone();
+    *head.uri_mut() = request.uri().clone();
+    if let Some(host) = request.headers().get(header::HOST) {
+        head.headers_mut().insert(header::HOST, host.clone());
+    }
+    head
 }
 
 impl Switch {
@@ -62,10 +88,10 @@ impl Switch {
         exchange.status(StatusCode::SWITCHING_PROTOCOLS.as_u16());
         exchange.switched();
         let upstream = hyper::upgrade::on(&mut response);
-        let client = self.client;
+        let Self { client, standing, .. } = self;
         drop(tokio::task::spawn_local(async move {
             if let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream) {
-                copy(client, upstream, &exchange).await;
+                carry(client, upstream, &exchange, &standing, lease.ends_at()).await;
             }
             drop(lease); // the connection is no longer HTTP's, so it is not released for reuse
         }));
@@ -78,14 +104,67 @@ impl Switch {
     }
 }
 
-async fn copy(client: Upgraded, upstream: Upgraded, exchange: &Exchange) {
-    let mut client = TokioIo::new(client);
-    let mut upstream = TokioIo::new(upstream);
+/// Copies until both directions have ended, or what the stream stands on does.
+async fn carry(
+    client: Upgraded,
+    upstream: Upgraded,
+    exchange: &Exchange,
+    standing: &Standing,
+    upstream_ends_at: Option<Instant>,
+) {
+    let mut client = Counted { stream: TokioIo::new(client), count: |n| exchange.add_request_bytes(n) };
+    let mut upstream = Counted { stream: TokioIo::new(upstream), count: |n| exchange.add_response_bytes(n) };
     let copied =
-        tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, COPY_BUFFER, COPY_BUFFER).await;
-    if let Ok((sent, received)) = copied {
-        exchange.add_request_bytes(sent as usize);
-        exchange.add_response_bytes(received as usize);
-        exchange.response_ended();
+        tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, COPY_BUFFER, COPY_BUFFER);
+    let client_ends_at = standing.conn.peer.as_ref().map(|peer| peer.life.1);
+    tokio::select! {
+        biased;
+        copied = copied => match copied {
+            Ok(_) => exchange.response_ended(),
+            Err(_) => exchange.fail(Failure::RESET.reason),
+        },
+        () = at(client_ends_at) => exchange.fail(PEER_EXPIRED),
+        () = at(upstream_ends_at) => exchange.fail(PEER_EXPIRED),
+        () = revoked(&standing.conn, &standing.head) => exchange.fail(ACCESS_REVOKED),
+    }
+}
+
+async fn at(end: Option<Instant>) {
+    match end {
+        Some(end) => tokio::time::sleep_until(end).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A stream whose incoming bytes are counted as they come, so that they count however it ends.
+struct Counted<S, F> {
+    stream: S,
+    count: F,
+}
+
+impl<S: AsyncRead + Unpin, F: Fn(usize) + Unpin> AsyncRead for Counted<S, F> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        (self.count)(buf.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin, F: Unpin> AsyncWrite for Counted<S, F> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -387,6 +387,15 @@ impl Lease {
         Sent { lease: self, answer }
     }
 
+    /// When the peer's certificate runs out.
+    pub(crate) fn ends_at(&self) -> Option<Instant> {
+        match &self.held {
+            Held::H1(conn) => conn.life.ends_at(),
+            Held::H2(conn) => conn.life.ends_at(),
+            Held::Nothing => None,
+        }
+    }
+
     /// The response was read to its end: an HTTP/1.1 connection may carry the next request.
     pub(crate) fn release(mut self) {
         if matches!(self.held, Held::H1(_))

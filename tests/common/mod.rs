@@ -136,6 +136,7 @@ pub struct Mesh {
 }
 
 /// What differs from the usual arrangement.
+#[derive(Clone, Copy)]
 pub struct Setup<'a> {
     pub policy: &'a str,
     /// Added to the records side's configuration.

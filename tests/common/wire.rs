@@ -166,9 +166,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Some(String::from_utf8(line).unwrap())
     }
 
-    async fn take(&mut self, length: usize) -> Option<Vec<u8>> {
+    /// What was read beyond the last message.
+    pub fn buffered(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.buffer)
+    }
+
+    /// So many bytes; `None` when the connection ends before.
+    pub async fn take(&mut self, length: usize) -> Option<Vec<u8>> {
         while self.buffer.len() < length {
-            if !self.fill().await {
+            if !patiently(self.fill()).await {
                 return None;
             }
         }
@@ -176,7 +182,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     /// Reads what there is; false at the end of the connection, however it ended.
-    async fn fill(&mut self) -> bool {
+    pub async fn fill(&mut self) -> bool {
         self.buffer.reserve(64 * 1024);
         matches!(self.stream.read_buf(&mut self.buffer).await, Ok(n) if n > 0)
     }
