@@ -135,9 +135,12 @@ pub struct Endpoint {
 pub struct Audit {
     shared: Arc<Shared>,
     writer: Sender<Message>,
-    threads: Option<(JoinHandle<Result<(), String>>, JoinHandle<()>)>,
+    threads: Option<Threads>,
     lock: Option<File>,
 }
+
+/// The writer and the syncer.
+type Threads = (JoinHandle<Result<(), String>>, JoinHandle<()>);
 
 /// Records the control thread's events; a clone a task.
 #[derive(Clone)]
@@ -252,16 +255,18 @@ impl Audit {
             quarantined_events: sink.quarantined.load(Ordering::Acquire),
             last_error: spool::lock(&sink.last_error).clone(),
         });
+        let sinks = sinks.collect();
+        let spool_bytes = shared.tail().segments.iter().map(|segment| segment.bytes).sum();
         AuditStatus {
             epoch: shared.epoch.clone(),
             written_events: shared.written_events.load(Ordering::Acquire),
             written_bytes: shared.written_bytes.load(Ordering::Acquire),
-            spool_bytes: shared.tail().segments.iter().map(|segment| segment.bytes).sum(),
+            spool_bytes,
             free_bytes: shared.free.load(Ordering::Acquire).max(0) as u64,
             healthy: shared.health() == Health::Good,
             last_error: shared.last_error(),
             lost_events: shared.lost_events.load(Ordering::Acquire),
-            sinks: sinks.collect(),
+            sinks,
         }
     }
 
@@ -328,8 +333,6 @@ fn begin(
     disk.sync(&segment::open_dir(&config.dir)?)?;
     Ok((chain, file))
 }
-
-type Threads = (JoinHandle<Result<(), String>>, JoinHandle<()>);
 
 fn start_threads(writer: Writer, shared: Arc<Shared>) -> std::io::Result<Threads> {
     let writer = std::thread::Builder::new().name("audit-writer".into()).spawn(move || writer.run())?;
