@@ -135,9 +135,12 @@ pub struct Endpoint {
 pub struct Audit {
     shared: Arc<Shared>,
     writer: Sender<Message>,
-    threads: Option<(JoinHandle<Result<(), String>>, JoinHandle<()>)>,
+    threads: Option<Threads>,
     lock: Option<File>,
 }
+
+/// The writer and the syncer.
+type Threads = (JoinHandle<Result<(), String>>, JoinHandle<()>);
 
 /// Records the control thread's events; a clone a task.
 #[derive(Clone)]
@@ -162,7 +165,7 @@ pub struct AuditStatus {
     pub spool_bytes: u64,
     /// Bytes that may still be reserved; 0 when the spool is full.
     pub free_bytes: u64,
-    /// Whether the spool takes events.
+    /// Whether the spool takes events: its disk works and it has room.
     pub healthy: bool,
     /// The last error of the disk, also after it passed.
     pub last_error: Option<String>,
@@ -285,6 +288,7 @@ impl StatusReader {
     /// The state now.
     pub fn status(&self) -> AuditStatus {
         let shared = &self.0;
+        let free = shared.free.load(Ordering::Acquire).max(0) as u64;
         // Let go of before the sinks' backlogs are asked for, which look at the segments too.
         let spool_bytes = shared.tail().segments.iter().map(|segment| segment.bytes).sum();
         let sinks = shared.sinks.iter().map(|sink| SinkStatus {
@@ -300,8 +304,8 @@ impl StatusReader {
             written_events: shared.written_events.load(Ordering::Acquire),
             written_bytes: shared.written_bytes.load(Ordering::Acquire),
             spool_bytes,
-            free_bytes: shared.free.load(Ordering::Acquire).max(0) as u64,
-            healthy: shared.health() == Health::Good,
+            free_bytes: free,
+            healthy: shared.health() == Health::Good && free > 0,
             last_error: shared.last_error(),
             lost_events: shared.lost_events.load(Ordering::Acquire),
             sinks: sinks.collect(),
@@ -346,8 +350,6 @@ fn begin(
     disk.sync(&segment::open_dir(&config.dir)?)?;
     Ok((chain, file))
 }
-
-type Threads = (JoinHandle<Result<(), String>>, JoinHandle<()>);
 
 fn start_threads(writer: Writer, shared: Arc<Shared>) -> std::io::Result<Threads> {
     let writer = std::thread::Builder::new().name("audit-writer".into()).spawn(move || writer.run())?;

@@ -204,7 +204,7 @@ pub(crate) fn other_bytes(dir: &Path) -> io::Result<u64> {
         for entry in entries {
             let entry = entry?;
             let name = entry.file_name();
-            if !name.to_str().is_some_and(|name| segment::parse_name(name).is_some())
+            if name.to_str().is_none_or(|name| segment::parse_name(name).is_none())
                 && entry.file_type()?.is_file()
             {
                 bytes += entry.metadata()?.len();

@@ -200,7 +200,11 @@ impl Shipper {
     fn here(&mut self) -> Option<(PathBuf, u64, bool)> {
         let tail = self.shared.tail();
         let first = tail.segments.front()?.ordinal;
-        let at = self.ordinal.saturating_sub(first);
+        if self.ordinal < first {
+            // Only a sink that is not required can be behind a segment that was removed.
+            (self.ordinal, self.offset) = (first, 0);
+        }
+        let at = self.ordinal - first;
         let segment = tail.segments.get(usize::try_from(at).ok()?)?;
         let is_last = at as usize + 1 == tail.segments.len();
         let path = self.shared.config.dir.join(&segment.name);

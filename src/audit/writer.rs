@@ -287,7 +287,10 @@ impl Writer {
             let mut tail = self.shared.tail();
             let removable = tail.segments.len() > 1
                 && tail.segments.front().is_some_and(|segment| segment.ordinal < delivered_before);
-            let Some(segment) = tail.segments.pop_front().filter(|_| removable) else { return };
+            if !removable {
+                return; // what is not delivered stays, in the list as on disk
+            }
+            let Some(segment) = tail.segments.pop_front() else { return };
             drop(tail);
             if let Err(error) = std::fs::remove_file(self.shared.config.dir.join(&segment.name)) {
                 tracing::error!(segment = segment.name, %error, "a delivered audit segment cannot be removed");

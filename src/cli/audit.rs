@@ -112,10 +112,12 @@ fn as_text(dir: &Path, report: &Report) -> String {
         lines.push(format!("{count:>12} {kind}"));
     }
     lines.extend(report.notes.iter().map(|note| format!("note: {note}")));
-    let (events, epochs) = (report.events, report.epochs.len());
+    let epochs = report.epochs.len();
+    let epochs = if epochs == 1 { "1 epoch".to_owned() } else { format!("{epochs} epochs") };
+    let events = report.events;
     let verdict =
         if report.intact { "every record is as it was written" } else { "THE CHAIN IS BROKEN, see above" };
-    lines.push(format!("{}: {events} events in {epochs} epochs: {verdict}", dir.display()));
+    lines.push(format!("{}: {events} events in {epochs}: {verdict}", dir.display()));
     lines.join("\n")
 }
 

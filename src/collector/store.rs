@@ -74,6 +74,9 @@ pub(crate) struct Store {
     disk: Disk,
     epochs: BTreeMap<Epoch, Tip>,
     evidence_bytes: u64,
+    /// The hashes of the segment (by name) that was last looked into for records that were sent again. They come in order,
+    /// so the segment of one is that of the next thousands.
+    looked_up: (String, BTreeMap<u64, Vec<u8>>),
     total: Counts,
     failed: bool,
 }
@@ -97,8 +100,6 @@ struct Plan {
     evidence: Vec<u8>,
     /// The records in `appends`.
     added: Vec<(Epoch, u64, Vec<u8>)>,
-    /// The hashes of the stored segment (by name) that was last looked into.
-    looked_up: (String, BTreeMap<u64, Vec<u8>>),
 }
 
 /// Bytes for one segment.
@@ -123,6 +124,7 @@ impl Store {
             disk: Disk::default(),
             epochs: BTreeMap::new(),
             evidence_bytes,
+            looked_up: Default::default(),
             total: Counts::default(),
             failed: false,
         };
@@ -255,7 +257,7 @@ impl Store {
     }
 
     /// The hash of a record that is stored, or about to be.
-    fn stored_hash(&self, epoch: &Epoch, seq: u64, plan: &mut Plan) -> io::Result<Option<Vec<u8>>> {
+    fn stored_hash(&mut self, epoch: &Epoch, seq: u64, plan: &Plan) -> io::Result<Option<Vec<u8>>> {
         if let Some((.., hash)) = plan.added.iter().find(|(e, s, _)| (e, *s) == (epoch, seq)) {
             return Ok(Some(hash.clone()));
         }
@@ -267,17 +269,17 @@ impl Store {
         };
         segments.retain(|(name, _)| trail::parse_name(name).is_some_and(|(_, first)| first <= seq));
         let Some((name, _)) = segments.pop() else { return Ok(None) };
-        // What is sent again comes in order, so the segment of one record is that of the next hundreds.
-        if plan.looked_up.0 != name {
-            plan.looked_up = (name.clone(), hashes_in(&dir.join(name))?);
+        if self.looked_up.0 != name {
+            self.looked_up = (name.clone(), hashes_in(&dir.join(name))?);
         }
-        Ok(plan.looked_up.1.get(&seq).cloned())
+        Ok(self.looked_up.1.get(&seq).cloned())
     }
 
     fn append(&mut self, append: &Append) -> io::Result<()> {
         let dir = self.dir.join(append.epoch.as_str());
         let path = dir.join(trail::name(&append.epoch, append.first_seq));
         let is_new = append.at == 0;
+        self.looked_up = Default::default();
         if is_new {
             std::fs::create_dir_all(&dir)?;
             if path.exists() {

@@ -25,10 +25,6 @@ impl RequestBody {
     pub(crate) fn new(inner: Incoming, exchange: Rc<Exchange>) -> Self {
         Self { inner, exchange, ended: false }
     }
-
-    pub(crate) fn exchange(&self) -> &Rc<Exchange> {
-        &self.exchange
-    }
 }
 
 impl Drop for RequestBody {

@@ -98,13 +98,18 @@ pub fn trail_of(dir: &Path, n: usize) {
     audit.close().unwrap();
 }
 
+/// Makes `n` requests and waits until the last completion is written too, for which no request waits.
 pub fn requests(audit: &Audit, prefix: &str, n: usize) {
+    let before = audit.status().written_events;
     worker(async {
         let (recorder, conn) = (audit.recorder().attach(), fragment());
         for number in 0..n {
             request(&recorder, &conn, &format!("{prefix}{number}")).await;
         }
     });
+    while audit.status().written_events < before + 2 * n as u64 {
+        std::thread::yield_now();
+    }
 }
 
 pub fn intact(dir: &Path) -> Report {

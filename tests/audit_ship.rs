@@ -1,0 +1,491 @@
+//! Delivery: whatever the collector does, the store ends with each event exactly once.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod audit_support;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use audit_support::*;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use phiward::audit::{Audit, Endpoint, FindingKind, ShipTiming, Shipper, SinkConfig, SpoolConfig, verify};
+use phiward::collector::{Collector, CollectorConfig, CollectorError};
+use tokio::sync::{oneshot, watch};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn sink(name: &str, https: bool) -> SinkConfig {
+    let endpoint = Endpoint { https, host: "collector.audit".into(), port: 15200 };
+    SinkConfig { name: name.into(), endpoint, required: true }
+}
+
+fn shipper(audit: &Audit, sink: &SinkConfig, to: SocketAddr) -> Shipper {
+    let milli = Duration::from_millis(1);
+    let timing =
+        ShipTiming { linger: Duration::ZERO, retry_min: milli, retry_max: 4 * milli, attempt: PATIENCE };
+    audit.shipper(sink, watch::channel(vec![to]).1, None, timing).unwrap()
+}
+
+/// A collector on its own thread, until it is dropped.
+struct Running {
+    addr: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Running {
+    fn start(bind: SocketAddr, store: &Path) -> Self {
+        Self::with_tls(bind, store, None)
+    }
+
+    fn with_tls(
+        bind: SocketAddr,
+        store: &Path,
+        tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
+    ) -> Self {
+        let (collector, addr) = Collector::bind(CollectorConfig { bind, store: store.into(), tls }).unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serve = async move {
+            let shutdown = async {
+                let _ = stopped.await;
+            };
+            collector.serve(shutdown).await.unwrap();
+        };
+        let thread = std::thread::spawn(move || worker(serve));
+        Self { addr, stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.stop.take().unwrap().send(());
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+fn local() -> SocketAddr {
+    ([127, 0, 0, 1], 0).into()
+}
+
+/// Spool and store hold the same records, each once.
+fn same(spool: &Path, store: &Path) {
+    intact(store);
+    assert_eq!(events(spool), events(store));
+}
+
+/// If this fails, events are lost, doubled or out of order on the ordinary way to the collector.
+#[test]
+fn what_is_in_the_spool_is_in_the_store_in_the_same_order() {
+    let (spool, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let collector = Running::start(local(), store.path());
+    let sink = sink("collector", false);
+    let audit = start(spool.path(), std::slice::from_ref(&sink)).unwrap();
+    requests(&audit, "", 2000);
+    worker(async {
+        let mut shipper = shipper(&audit, &sink, collector.addr);
+        assert_eq!(shipper.finish(PATIENCE).await, 0);
+        requests_beside(&audit).await;
+        assert_eq!(shipper.finish(PATIENCE).await, 0);
+        audit.close().unwrap();
+        assert_eq!(shipper.finish(PATIENCE).await, 0);
+    });
+    same(spool.path(), store.path());
+    assert_eq!(events(store.path()).len(), 4000 + 20 + 2);
+}
+
+/// Ten more requests, from a worker that is beside this one.
+async fn requests_beside(audit: &Audit) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| requests(audit, "more-", 10));
+    });
+}
+
+/// If this fails, new events wait in the spool until something else happens.
+#[test]
+fn a_running_shipper_notices_new_events_by_itself() {
+    let (spool, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let collector = Running::start(local(), store.path());
+    let sink = sink("collector", false);
+    let audit = start(spool.path(), std::slice::from_ref(&sink)).unwrap();
+    worker(async {
+        let mut shipper = shipper(&audit, &sink, collector.addr);
+        let delivered = async {
+            for round in 1..=3 {
+                requests_beside(&audit).await;
+                while audit.status().sinks[0].delivered_events < 1 + 20 * round {
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        tokio::select! {
+            () = shipper.run() => unreachable!(),
+            () = delivered => {}
+        }
+        let status = &audit.status().sinks[0];
+        assert_eq!((status.backlog_bytes, status.last_error.clone()), (0, None));
+        shipper.finish(PATIENCE).await;
+    });
+    drop(audit);
+    same(spool.path(), store.path());
+}
+
+/// If this fails, the end of a collector's outage is never noticed, or the spool forgets what was sent during it.
+#[test]
+fn events_wait_for_a_collector_that_is_down_and_survive_its_restart() {
+    let (spool, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let sink = sink("collector", false);
+    let audit = start(spool.path(), std::slice::from_ref(&sink)).unwrap();
+    requests(&audit, "", 300);
+    // Bound and not listening: connections are refused, and nobody else gets the port.
+    let down = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    down.bind(&local().into()).unwrap();
+    let (resolved, addresses) = watch::channel(Vec::new());
+    worker(async {
+        let timing =
+            ShipTiming { linger: Duration::ZERO, retry_max: Duration::from_millis(4), ..Default::default() };
+        let mut shipper = audit.shipper(&sink, addresses, None, timing).unwrap();
+        for outage in [Vec::new(), vec![down.local_addr().unwrap().as_socket().unwrap()]] {
+            resolved.send(outage).unwrap();
+            tokio::select! {
+                () = shipper.run() => unreachable!(),
+                () = until(|| audit.status().sinks[0].last_error.is_some()) => {}
+            }
+            assert!(audit.status().sinks[0].backlog_bytes > 0);
+        }
+        for round in 0..3 {
+            let collector = Running::start(local(), store.path());
+            resolved.send(vec![collector.addr]).unwrap();
+            assert_eq!(shipper.finish(PATIENCE).await, 0);
+            assert_eq!(audit.status().sinks[0].last_error, None);
+            drop(collector);
+            std::thread::scope(|scope| {
+                scope.spawn(|| requests(&audit, &format!("{round}-"), 300));
+            });
+        }
+        let collector = Running::start(local(), store.path());
+        resolved.send(vec![collector.addr]).unwrap();
+        audit.close().unwrap();
+        assert_eq!(shipper.finish(PATIENCE).await, 0);
+    });
+    same(spool.path(), store.path());
+}
+
+async fn until(mut done: impl FnMut() -> bool) {
+    while !done() {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// What a bad collector does with one request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    /// Answers this without storing.
+    Status(u16),
+    /// Stores, then the answer is lost.
+    LoseAnswer,
+    /// The connection is cut before anything is stored.
+    Cut,
+    /// Stores, and answers well.
+    None,
+}
+
+/// A server in front of a collector that goes through a list of faults, one a request.
+async fn faulty(collector: SocketAddr, faults: Vec<Fault>) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind(local()).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let faults = Arc::new(Mutex::new(VecDeque::from(faults)));
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let faults = faults.clone();
+            tokio::spawn(async move {
+                let service = service_fn(|request| pass(request, collector, faults.clone()));
+                let _ = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+            });
+        }
+    });
+    addr
+}
+
+type Answer = Response<Full<Bytes>>;
+
+async fn pass(
+    request: Request<Incoming>,
+    collector: SocketAddr,
+    faults: Arc<Mutex<VecDeque<Fault>>>,
+) -> Result<Answer, std::io::Error> {
+    let fault = faults.lock().unwrap().pop_front().unwrap_or(Fault::None);
+    let cut = || std::io::Error::other("the connection is cut");
+    let body = request.into_body().collect().await.map_err(|_| cut())?.to_bytes();
+    if let Fault::Status(status) = fault {
+        return Ok(Response::builder()
+            .status(status)
+            .header("retry-after", "0")
+            .body(Full::default())
+            .unwrap());
+    }
+    if fault == Fault::Cut {
+        return Err(cut());
+    }
+    let stream = tokio::net::TcpStream::connect(collector).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::post("/v1/events").header("host", "collector").body(Full::new(body)).unwrap();
+    let (head, body) = sender.send_request(request).await.unwrap().into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    if fault == Fault::LoseAnswer { Err(cut()) } else { Ok(Response::from_parts(head, Full::new(body))) }
+}
+
+/// If this fails, an unreliable network or collector costs events, or stores them twice.
+#[test]
+fn errors_cuts_and_lost_answers_leave_each_event_exactly_once() {
+    let (spool, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let collector = Running::start(local(), store.path());
+    let sink = sink("collector", false);
+    let audit = start(spool.path(), std::slice::from_ref(&sink)).unwrap();
+    requests(&audit, "", 2000);
+    worker(async {
+        use Fault::{Cut, LoseAnswer, None, Status};
+        let faults = vec![
+            Status(500),
+            LoseAnswer,
+            LoseAnswer,
+            Cut,
+            None,
+            Status(503),
+            Status(429),
+            None,
+            LoseAnswer,
+            Status(408),
+            Cut,
+            LoseAnswer,
+            None,
+            Status(307),
+            LoseAnswer,
+            None,
+            None,
+            LoseAnswer,
+        ];
+        let addr = faulty(collector.addr, faults).await;
+        let mut shipper = shipper(&audit, &sink, addr);
+        assert_eq!(shipper.finish(PATIENCE).await, 0);
+        assert_eq!(audit.status().sinks[0].quarantined_events, 0);
+    });
+    audit.close().unwrap();
+    worker(async {
+        // A process that comes back without its cursor sends everything again.
+        std::fs::remove_file(spool.path().join("cursor-collector.json")).unwrap();
+        let audit = start(spool.path(), std::slice::from_ref(&sink)).unwrap();
+        let mut shipper = shipper(&audit, &sink, collector.addr);
+        assert_eq!(shipper.finish(PATIENCE).await, 0);
+        drop(audit);
+        assert_eq!(shipper.finish(PATIENCE).await, 0);
+    });
+    same(spool.path(), store.path());
+}
+
+/// If this fails, a restart sends the whole spool again, every time.
+#[test]
+fn a_restart_goes_on_where_the_cursor_is() {
+    let (spool, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let collector = Running::start(local(), store.path());
+    let sink = sink("collector", false);
+    for round in 0..3 {
+        let audit = start(spool.path(), std::slice::from_ref(&sink)).unwrap();
+        requests(&audit, &format!("{round}-"), 100);
+        worker(async {
+            let mut shipper = shipper(&audit, &sink, collector.addr);
+            assert_eq!(shipper.finish(PATIENCE).await, 0);
+            // audit.open and 200 events, and from the second round on the audit.close of the process before.
+            assert_eq!(audit.status().sinks[0].delivered_events, 201 + u64::from(round > 0));
+        });
+        audit.close().unwrap();
+    }
+    assert_eq!(intact(store.path()).epochs.len(), 3);
+}
+
+/// If this fails, events that a sink refuses for good are dropped, block all others, or breed for ever.
+#[test]
+fn what_is_refused_for_good_is_set_aside_and_told() {
+    let (spool, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let collector = Running::start(local(), store.path());
+    let sink = sink("collector", false);
+    let audit = start(spool.path(), std::slice::from_ref(&sink)).unwrap();
+    requests(&audit, "", 30);
+    worker(async {
+        // The batch, then the event about it; the third is taken.
+        let addr = faulty(collector.addr, vec![Fault::Status(422), Fault::Status(400)]).await;
+        let mut shipper = shipper(&audit, &sink, addr);
+        shipper.finish(PATIENCE).await;
+        until(|| audit.status().written_events == 62).await;
+        assert_eq!(shipper.finish(PATIENCE).await, 0);
+        assert_eq!(audit.status().sinks[0].quarantined_events, 62);
+        audit.close().unwrap();
+        assert_eq!(shipper.finish(PATIENCE).await, 0);
+    });
+    let told: Vec<_> =
+        events(spool.path()).into_iter().filter(|event| event["type"] == "audit.quarantine").collect();
+    assert_eq!(told.len(), 1);
+    assert_eq!(
+        (told[0]["quarantine"]["events"].as_u64(), told[0]["quarantine"]["status"].as_u64()),
+        (Some(61), Some(422))
+    );
+    let kept: Vec<_> = segments(&spool.path().join("quarantine"));
+    let bytes = std::fs::read_to_string(&kept[0]).unwrap();
+    assert_eq!(bytes.lines().count(), 61);
+    assert!(std::fs::read_to_string(&segments(spool.path())[0]).unwrap().starts_with(&bytes));
+    intact(spool.path());
+}
+
+/// If this fails, a spool fills up although its events were delivered, or loses events that were not.
+#[test]
+fn delivered_segments_make_room_and_others_stay() {
+    let (spool, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let collector = Running::start(local(), store.path());
+    let sink = sink("collector", false);
+    let small = SpoolConfig { max_bytes: MIB, ..config(spool.path()) };
+    let audit = Audit::start(small, &instance(), std::slice::from_ref(&sink)).unwrap();
+    let first = segments(spool.path()).remove(0);
+    worker(async {
+        let mut shipper = shipper(&audit, &sink, collector.addr);
+        for round in 0..8 {
+            std::thread::scope(|scope| {
+                scope.spawn(|| requests(&audit, &format!("{round}-"), 300));
+            });
+            assert!(round > 0 || first.exists(), "what is not delivered stays");
+            assert_eq!(shipper.finish(PATIENCE).await, 0);
+        }
+        assert!(!first.exists());
+        audit.close().unwrap();
+        assert_eq!(shipper.finish(PATIENCE).await, 0);
+    });
+    intact(spool.path());
+    assert_eq!(intact(store.path()).by_type["access.decision"], 2400);
+}
+
+/// If this fails, one tampered record costs the honest ones around it, blocks the sender, or goes unseen in the store.
+#[test]
+fn records_that_do_not_fit_are_kept_as_evidence_and_the_sender_goes_on() {
+    let (spool, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let collector = Running::start(local(), store.path());
+    let sink = sink("collector", false);
+    let audit = start(spool.path(), std::slice::from_ref(&sink)).unwrap();
+    requests(&audit, "", 20);
+    let path = segments(spool.path()).remove(0);
+    let tampered = std::fs::read_to_string(&path).unwrap().replacen("\"status\":200", "\"status\":403", 1);
+    std::fs::write(&path, tampered).unwrap();
+    worker(async {
+        let mut shipper = shipper(&audit, &sink, collector.addr);
+        assert_eq!(shipper.finish(PATIENCE).await, 0);
+        assert_eq!(audit.status().sinks[0].quarantined_events, 0);
+    });
+    let report = verify(store.path()).unwrap();
+    let kinds: Vec<_> = report.findings.iter().map(|finding| finding.kind).collect();
+    assert_eq!(kinds, [FindingKind::Gap, FindingKind::Evidence]);
+    assert_eq!((report.findings[0].seq, report.events), (Some(3), 40));
+    let evidence = std::fs::read_to_string(store.path().join("evidence/evidence.jsonl")).unwrap();
+    assert!(evidence.contains("\"kind\":\"flip\"") && evidence.contains("\\\"status\\\":403"), "{evidence}");
+}
+
+/// If this fails, two collectors write into one store, or a cut write after a crash is called tampering.
+#[test]
+fn a_store_has_one_collector_and_is_repaired_after_a_crash() {
+    let (spool, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let sink = sink("collector", false);
+    let audit = start(spool.path(), std::slice::from_ref(&sink)).unwrap();
+    requests(&audit, "", 20);
+    let collector = Running::start(local(), store.path());
+    let second = Collector::bind(CollectorConfig { bind: local(), store: store.path().into(), tls: None });
+    assert!(matches!(second.err(), Some(CollectorError::Store(_))));
+    worker(async {
+        let mut shipper = shipper(&audit, &sink, collector.addr);
+        shipper.finish(PATIENCE).await;
+        drop(collector);
+        let stored = segments(&store.path().join(audit.status().epoch)).remove(0);
+        let mut torn = std::fs::read(&stored).unwrap();
+        torn.extend_from_slice(b"{\"chain\":{\"epo");
+        std::fs::write(&stored, torn).unwrap();
+        let collector = Running::start(local(), store.path());
+        intact(store.path());
+        audit.close().unwrap();
+        let audit = start(spool.path(), std::slice::from_ref(&sink)).unwrap();
+        let mut shipper = self::shipper(&audit, &sink, collector.addr);
+        assert_eq!(shipper.finish(PATIENCE).await, 0);
+    });
+    same(spool.path(), store.path());
+}
+
+/// If this fails, a sidecar's trail can be read or forged on the way, or a stranger can write into the store.
+#[test]
+fn over_tls_only_a_sender_with_a_certificate_delivers() {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let issue = |issuer: Option<&rcgen::Issuer<'_, rcgen::KeyPair>>| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["0.0.0.0".to_owned()]).unwrap();
+        if issuer.is_none() {
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        }
+        let cert = match issuer {
+            Some(issuer) => params.signed_by(&key, issuer).unwrap(),
+            None => params.self_signed(&key).unwrap(),
+        };
+        (cert.der().clone(), key, params)
+    };
+    let (ca_cert, ca_key, ca_params) = issue(None);
+    let ca = rcgen::Issuer::new(ca_params, ca_key);
+    let (cert, key, _) = issue(Some(&ca));
+    let key = || PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let chain = || -> Vec<CertificateDer<'static>> { vec![cert.clone()] };
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(ca_cert).unwrap();
+    let roots = Arc::new(roots);
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls13 = &[&rustls::version::TLS13];
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone());
+    let mut server = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(tls13)
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(chain(), key())
+        .unwrap();
+    server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let client = || {
+        let builder =
+            rustls::ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(tls13);
+        builder.unwrap().with_root_certificates(roots.clone())
+    };
+    let (anonymous, known) =
+        (client().with_no_client_auth(), client().with_client_auth_cert(chain(), key()).unwrap());
+
+    let (spool, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let collector = Running::with_tls(local(), store.path(), Some(watch::channel(Arc::new(server)).1));
+    let sink = sink("collector", true);
+    let audit = start(spool.path(), std::slice::from_ref(&sink)).unwrap();
+    let (tls, newest) = watch::channel(Arc::new(anonymous));
+    worker(async {
+        let timing =
+            ShipTiming { linger: Duration::ZERO, retry_max: Duration::from_millis(4), ..Default::default() };
+        let to = watch::channel(vec![collector.addr]).1;
+        let mut shipper = audit.shipper(&sink, to, Some(newest), timing).unwrap();
+        tokio::select! {
+            () = shipper.run() => unreachable!(),
+            () = until(|| audit.status().sinks[0].last_error.is_some()) => {}
+        }
+        assert_eq!(audit.status().sinks[0].delivered_events, 0);
+        tls.send(Arc::new(known)).unwrap();
+        assert_eq!(shipper.finish(PATIENCE).await, 0);
+    });
+    drop(audit);
+    same(spool.path(), store.path());
+}
