@@ -142,6 +142,9 @@ async fn metrics(State(state): State<AdminState>) -> Response {
     m.audit_spool_bytes.set(clamp(audit.spool_bytes));
     m.audit_backlog_bytes.set(clamp(largest_backlog(&audit)));
     m.audit_healthy.set(i64::from(audit.healthy));
+    m.audit_free_bytes.set(clamp(audit.free_bytes));
+    m.audit_lost_events.set(clamp(audit.lost_events));
+    m.audit_quarantined_events.set(clamp(audit.sinks.iter().map(|sink| sink.quarantined_events).sum()));
     match m.render() {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),

@@ -32,6 +32,12 @@ pub struct Metrics {
     pub audit_backlog_bytes: IntGauge,
     /// 1 while the trail takes events.
     pub audit_healthy: IntGauge,
+    /// Bytes that the spool has room for.
+    pub audit_free_bytes: IntGauge,
+    /// Events that a failed disk has lost in this epoch.
+    pub audit_lost_events: IntGauge,
+    /// Events that sinks refused for good and that were set aside.
+    pub audit_quarantined_events: IntGauge,
 }
 
 /// One worker's handles.
@@ -107,8 +113,20 @@ impl Metrics {
             audit_spool_bytes: gauge("audit_spool_bytes", "Bytes in the spool.")?,
             audit_backlog_bytes: gauge("audit_backlog_bytes", "Bytes not acknowledged by the slowest sink.")?,
             audit_healthy: gauge("audit_healthy", "1 while the audit trail takes events.")?,
+            audit_free_bytes: gauge("audit_free_bytes", "Bytes that the spool has room for.")?,
+            audit_lost_events: gauge("audit_lost_events", "Events that a failed disk has lost.")?,
+            audit_quarantined_events: gauge(
+                "audit_quarantined_events",
+                "Events set aside because sinks refused them.",
+            )?,
         };
         metrics.register()?;
+        // There from the start at 0: a counter that first appears at 1 hides its first increase from `increase()`.
+        for what in ["policy", "identity"] {
+            for result in ["loaded", "refused"] {
+                drop(metrics.reloads.with_label_values(&[what, result]));
+            }
+        }
         Ok(metrics)
     }
 
@@ -144,7 +162,7 @@ impl Metrics {
     }
 
     fn register(&self) -> Result<(), prometheus::Error> {
-        let all: [Box<dyn prometheus::core::Collector>; 13] = [
+        let all: [Box<dyn prometheus::core::Collector>; 16] = [
             Box::new(self.decisions.clone()),
             Box::new(self.responses.clone()),
             Box::new(self.duration.clone()),
@@ -158,6 +176,9 @@ impl Metrics {
             Box::new(self.audit_spool_bytes.clone()),
             Box::new(self.audit_backlog_bytes.clone()),
             Box::new(self.audit_healthy.clone()),
+            Box::new(self.audit_free_bytes.clone()),
+            Box::new(self.audit_lost_events.clone()),
+            Box::new(self.audit_quarantined_events.clone()),
         ];
         all.into_iter().try_for_each(|metric| self.registry.register(metric))
     }

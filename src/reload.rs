@@ -67,6 +67,8 @@ pub(crate) struct IdentityFiles {
     trust_domain: TrustDomain,
     published: watch::Sender<Arc<TlsSettings>>,
     seen: Seen<[u8; 32]>,
+    in_force: [u8; 32],
+    expiry_told: bool,
 }
 
 /// Which content was judged last, and which one was only read once so far.
@@ -179,7 +181,7 @@ impl IdentityFiles {
         digest: [u8; 32],
         published: watch::Sender<Arc<TlsSettings>>,
     ) -> Self {
-        Self { paths, trust_domain, published, seen: Seen::new(digest) }
+        Self { paths, trust_domain, published, seen: Seen::new(digest), in_force: digest, expiry_told: false }
     }
 
     /// Reads the files again and again, for a process that has no trail of its own to record rotations in.
@@ -187,15 +189,27 @@ impl IdentityFiles {
         let mut tick = tokio::time::interval(INTERVAL);
         loop {
             tick.tick().await;
-            if let Some(Err(error)) = self.renew() {
+            let contents = FileContents::read(&self.paths);
+            if let Ok(Some(Err((_, error)))) = contents.map(|contents| self.renew(&contents)) {
                 tracing::error!("identity refused, the last good one stays: {error}");
             }
         }
     }
 
     fn look(&mut self, outcome: &Outcome) {
-        let (event, result, error) = match self.renew() {
-            None => return,
+        self.tell_expiry(outcome);
+        let contents = match FileContents::read(&self.paths) {
+            Ok(contents) => contents,
+            // In the middle of being replaced, or gone: the SVID's expiry will tell.
+            Err(error) => return outcome.status.set("identity", Some(error.to_string())),
+        };
+        let (event, result, error) = match self.renew(&contents) {
+            None => {
+                if contents.digest() == self.in_force {
+                    outcome.status.set("identity", None);
+                }
+                return;
+            }
             Some(Ok(settings)) => {
                 let svid = &settings.material().svid;
                 let rotated = ControlEvent::IdentityRotated {
@@ -206,9 +220,9 @@ impl IdentityFiles {
                 };
                 (rotated, "loaded", None)
             }
-            Some(Err(error)) => {
+            Some(Err((code, error))) => {
                 tracing::error!("identity refused, the last good one stays: {error}");
-                let reason = "refused".to_owned();
+                let reason = code.to_owned();
                 (ControlEvent::IdentityLost { time_unix_ns: now_ns(), reason }, "refused", Some(error))
             }
         };
@@ -217,19 +231,34 @@ impl IdentityFiles {
         outcome.status.set("identity", error);
     }
 
-    /// Publishes what the files hold, if it is new and good. `None` while there is nothing new to judge; files that
-    /// cannot be read are in the middle of being replaced, or the SVID's expiry will tell.
-    fn renew(&mut self) -> Option<Result<Arc<TlsSettings>, String>> {
-        let contents = FileContents::read(&self.paths).ok()?;
+    /// Records, once, that the SVID in force has run out and nothing came in its place.
+    fn tell_expiry(&mut self, outcome: &Outcome) {
+        let expired = self.published.borrow().material().svid.not_after() < (now_ns() / 1_000_000_000) as i64;
+        if expired && !self.expiry_told {
+            tracing::error!(
+                "the SVID has expired: no connection is accepted or made until there is a new one"
+            );
+            let reason = "expired".to_owned();
+            outcome.audit.record(ControlEvent::IdentityLost { time_unix_ns: now_ns(), reason });
+        }
+        self.expiry_told = expired;
+    }
+
+    /// Publishes what the files hold, if it is new and good; if it is not good, why, as a code and for people. `None`
+    /// while there is nothing new to judge.
+    fn renew(&mut self, contents: &FileContents) -> Option<Result<Arc<TlsSettings>, (&'static str, String)>> {
         if !self.seen.settled(contents.digest()) {
             return None;
         }
         let now = rustls_pki_types::UnixTime::now();
         let settings = contents
             .material(&self.trust_domain, now)
-            .map_err(|error| error.to_string())
-            .and_then(|material| TlsSettings::new(Arc::new(material)).map_err(|error| error.to_string()));
+            .map_err(|error| (error.code(), error.to_string()))
+            .and_then(|material| {
+                TlsSettings::new(Arc::new(material)).map_err(|error| ("tls_settings", error.to_string()))
+            });
         Some(settings.map(|settings| {
+            self.in_force = contents.digest();
             let settings = Arc::new(settings);
             let svid = &settings.material().svid;
             tracing::info!(spiffe_id = %svid.id(), not_after = svid.not_after(), "identity rotated");

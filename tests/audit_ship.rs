@@ -31,7 +31,7 @@ fn shipper(audit: &Audit, sink: &SinkConfig, to: SocketAddr) -> Shipper {
     let milli = Duration::from_millis(1);
     let timing =
         ShipTiming { linger: Duration::ZERO, retry_min: milli, retry_max: 4 * milli, attempt: PATIENCE };
-    audit.shipper(sink, watch::channel(vec![to]).1, None, timing).unwrap()
+    audit.shipper(sink, watch::channel(vec![to].into()).1, None, timing).unwrap()
 }
 
 /// A collector on its own thread, until it is dropped.
@@ -147,13 +147,13 @@ fn events_wait_for_a_collector_that_is_down_and_survive_its_restart() {
     // Bound and not listening: connections are refused, and nobody else gets the port.
     let down = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     down.bind(&local().into()).unwrap();
-    let (resolved, addresses) = watch::channel(Vec::new());
+    let (resolved, addresses) = watch::channel(Vec::new().into());
     worker(async {
         let timing =
             ShipTiming { linger: Duration::ZERO, retry_max: Duration::from_millis(4), ..Default::default() };
         let mut shipper = audit.shipper(&sink, addresses, None, timing).unwrap();
         for outage in [Vec::new(), vec![down.local_addr().unwrap().as_socket().unwrap()]] {
-            resolved.send(outage).unwrap();
+            resolved.send(outage.into()).unwrap();
             tokio::select! {
                 () = shipper.run() => unreachable!(),
                 () = until(|| audit.status().sinks[0].last_error.is_some()) => {}
@@ -162,7 +162,7 @@ fn events_wait_for_a_collector_that_is_down_and_survive_its_restart() {
         }
         for round in 0..3 {
             let collector = Running::start(local(), store.path());
-            resolved.send(vec![collector.addr]).unwrap();
+            resolved.send(vec![collector.addr].into()).unwrap();
             assert_eq!(shipper.finish(PATIENCE).await, 0);
             assert_eq!(audit.status().sinks[0].last_error, None);
             drop(collector);
@@ -171,7 +171,7 @@ fn events_wait_for_a_collector_that_is_down_and_survive_its_restart() {
             });
         }
         let collector = Running::start(local(), store.path());
-        resolved.send(vec![collector.addr]).unwrap();
+        resolved.send(vec![collector.addr].into()).unwrap();
         audit.close().unwrap();
         assert_eq!(shipper.finish(PATIENCE).await, 0);
     });
@@ -476,7 +476,7 @@ fn over_tls_only_a_sender_with_a_certificate_delivers() {
     worker(async {
         let timing =
             ShipTiming { linger: Duration::ZERO, retry_max: Duration::from_millis(4), ..Default::default() };
-        let to = watch::channel(vec![collector.addr]).1;
+        let to = watch::channel(vec![collector.addr].into()).1;
         let mut shipper = audit.shipper(&sink, to, Some(newest), timing).unwrap();
         tokio::select! {
             () = shipper.run() => unreachable!(),

@@ -10,7 +10,8 @@ use std::process::{Command, Stdio};
 
 use audit_support::*;
 use phiward::audit::{
-    Audit, AuditError, Durability, FindingKind, OnFailure, SpoolConfig, Unavailable, verify,
+    Audit, AuditError, Durability, Endpoint, FindingKind, OnFailure, ShipTiming, SinkConfig, SpoolConfig,
+    Unavailable, verify,
 };
 
 /// If this fails, requests are forwarded without their record, or recorded twice, when workers run side by side.
@@ -207,6 +208,30 @@ fn a_full_spool_refuses_or_counts_and_tells_the_gap() {
         let bytes: u64 = segments(dir.path()).iter().map(|path| path.metadata().unwrap().len()).sum();
         assert!(bytes <= MIB, "{bytes}");
     }
+}
+
+/// If this fails, a sink that is down for long loses the oldest events, or nobody sees that the spool is full.
+#[test]
+fn what_a_sink_has_not_acknowledged_stays_when_space_is_short() {
+    let dir = tempfile::tempdir().unwrap();
+    let endpoint = Endpoint { https: false, host: "127.0.0.1".into(), port: 9 };
+    let sink = SinkConfig { name: "collector".into(), endpoint, required: true };
+    let small = SpoolConfig { max_bytes: MIB, ..config(dir.path()) };
+    let audit = Audit::start(small, &instance(), std::slice::from_ref(&sink)).unwrap();
+    let timing = ShipTiming::default();
+    // Its cursor stands at the beginning, and it never gets anywhere.
+    let _down = audit.shipper(&sink, tokio::sync::watch::channel([].into()).1, None, timing);
+    let mut passed = 0;
+    worker(async {
+        let (recorder, conn) = (audit.recorder().attach(), fragment());
+        while try_request(&recorder, &conn, "r").await.is_ok() {
+            passed += 1;
+        }
+        assert!(!audit.status().healthy, "a full spool takes nothing");
+        assert!(audit.status().sinks[0].backlog_bytes > MIB / 2, "{:?}", audit.status());
+    });
+    audit.close().unwrap();
+    assert_eq!(intact(dir.path()).by_type["access.decision"], passed);
 }
 
 const CHILD: &str = "PHIWARD_TEST_SPOOL";

@@ -85,7 +85,7 @@ pub enum AuditError {
         error: std::io::Error,
     },
     /// Another process has the folder.
-    #[error("{}: another process uses this audit spool: give each process a folder of its own", path.display())]
+    #[error("{}: another process writes audit events to this folder: give each process a folder of its own", path.display())]
     InUse {
         /// The spool's folder.
         path: PathBuf,
@@ -97,7 +97,7 @@ pub enum AuditError {
         path: PathBuf,
     },
     /// Two sinks have one name, or a name is not fit for a file name.
-    #[error("sink {name:?}: a sink needs a name of its own, of 1 to 64 letters, digits and '-'")]
+    #[error("sink {name:?}: a sink needs a name of its own, of 1 to 64 letters, digits, '-', '_' and '.'")]
     SinkName {
         /// The name.
         name: String,
@@ -110,7 +110,7 @@ pub enum AuditError {
 /// Where delivered events go, as far as the spool is concerned.
 #[derive(Debug, Clone)]
 pub struct SinkConfig {
-    /// Names the cursor file; letters, digits and `-`.
+    /// Names the cursor file; letters, digits, `-`, `_` and `.`.
     pub name: String,
     /// The collector.
     pub endpoint: Endpoint,
@@ -360,7 +360,7 @@ fn start_threads(writer: Writer, shared: Arc<Shared>) -> std::io::Result<Threads
 fn check_names(sinks: &[SinkConfig]) -> Result<(), AuditError> {
     for (at, sink) in sinks.iter().enumerate() {
         let fit = (1..=64).contains(&sink.name.len())
-            && sink.name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+            && sink.name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
         if !fit || sinks[..at].iter().any(|other| other.name == sink.name) {
             return Err(AuditError::SinkName { name: sink.name.clone() });
         }

@@ -67,7 +67,8 @@ fn decision(out: &mut String, event: &Value, paint: Paint) -> std::fmt::Result {
     let outcome = text("/decision/outcome");
     let tint = if outcome == "allow" { "32" } else { "31" };
     let method = event.pointer("/http/method").and_then(Value::as_str).unwrap_or("?");
-    let host = [text("/http/host"), text("/http/host_h")].concat();
+    // An outbound call is to a configured service, an inbound one to a host.
+    let host = [text("/http/service"), text("/http/host"), text("/http/host_h")].concat();
     let path = match [text("/http/template"), text("/http/target_h")] {
         ["", ""] => String::new(),
         ["", target] => format!("/({target})"),

@@ -103,8 +103,10 @@ impl Client {
                 let config = tls.borrow_and_update().clone();
                 // The verifier checks the peer's SPIFFE ID and not its name, and no SNI is sent: any name does.
                 let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0, 0, 0, 0])));
-                let stream =
-                    TlsConnector::from(config).connect(name, tcp).await.map_err(|error| failed(&error))?;
+                let stream = TlsConnector::from(config).connect(name, tcp).await.map_err(|error| {
+                    // rustls shows a verifier's own error as debug text.
+                    crate::tls::peer_error(&error).map_or_else(|| failed(&error), |peer| failed(peer))
+                })?;
                 http1(stream).await.map_err(|error| failed(&error))
             }
         }

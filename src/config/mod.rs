@@ -136,7 +136,7 @@ audit: {spool: {dir: audit}, key_file: hmac.key}
         for part in [
             "sidecar.yaml:1:10: error: version must be 1",
             "sidecar.yaml:4:17: error: trust_domain",
-            "sidecar.yaml:7:54: error: app must be an address with a port",
+            "sidecar.yaml:7:55: error: app must be an address with a port",
             "did you mean `key_file`",
             "needs the key `key_file`",
         ] {

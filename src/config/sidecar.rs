@@ -16,6 +16,7 @@ use crate::yaml::{Fields, Node};
 
 const DEFAULT_SPOOL_BYTES: u64 = 1 << 30;
 const LEAST_SPOOL_BYTES: u64 = 1 << 20;
+const MOST_SPOOL_BYTES: u64 = 1 << 50;
 const DEFAULT_ADMIN_PORT: u16 = 15000;
 
 pub(super) fn read_sidecar(r: &Reading<'_>, root: &Node) -> Option<SidecarConfig> {
@@ -274,7 +275,7 @@ fn read_audit(r: &Reading<'_>, node: &Node) -> Option<AuditConfig> {
         let mut f = r.fields(n, "spool")?;
         let dir = f.required("dir").and_then(|n| r.path(n, "dir"));
         let max_bytes = f.optional("max_bytes").map_or(Some(DEFAULT_SPOOL_BYTES), |n| {
-            r.reader.bytes(n, "max_bytes", LEAST_SPOOL_BYTES..=u64::MAX)
+            r.reader.bytes(n, "max_bytes", LEAST_SPOOL_BYTES..=MOST_SPOOL_BYTES)
         });
         let durability = f.optional("durability").map_or(Some(Durability::Write), |n| {
             let words = [

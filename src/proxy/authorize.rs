@@ -193,6 +193,7 @@ impl Arrived<'_> {
             let refused = Refused { status: StatusCode::NOT_FOUND, told: Some("unknown_host") };
             return Err(self.refused(refused));
         };
+        worker.metrics.allowed.inc();
         let recorded = audit_all.then(|| {
             let asked = (method, self.version);
             let answered = ("allow", "route");
@@ -210,7 +211,7 @@ impl Arrived<'_> {
     ) -> Result<Granted, Refused> {
         let named = paths.iter().any(|path| path == request.uri().path());
         if request.method() != http::Method::GET || !named {
-            return Err(self.refused(Refused::silent(StatusCode::NOT_FOUND)));
+            return Err(Refused::silent(StatusCode::NOT_FOUND)); // nothing was decided, so nothing is counted
         }
         // The query is not part of what may be probed.
         let target = PathAndQuery::try_from(request.uri().path()).ok();

@@ -43,6 +43,9 @@ use sockets::Bound;
 /// How long the flush of events to sinks may take at the end; the spool keeps what is left.
 const FLUSH_AT_END: Duration = Duration::from_secs(5);
 
+/// How often the trail's health is looked at for the log.
+const AUDIT_LOOK: Duration = Duration::from_secs(1);
+
 /// Why a sidecar does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -128,6 +131,11 @@ impl Sidecar {
         let pseudonyms = Arc::new(pseudonyms);
         let bound = Bound::bind(&config).await?;
         let sinks: Vec<audit::SinkConfig> = config.audit.sinks.iter().map(audit_sink).collect();
+        if sinks.is_empty() {
+            tracing::warn!(
+                "no audit sink: when the spool is full, on_failure applies, as nothing may be deleted"
+            );
+        }
         let audit = Audit::start(spool_config(&config), &instance(&config, &tls), &sinks)?;
         let metrics = Metrics::new().map_err(|error| StartError::Internal(error.to_string()))?;
         let status = ReloadStatus::default();
@@ -172,6 +180,7 @@ impl Sidecar {
             AdminState { health: health.clone(), metrics: metrics.clone(), drain: drain_asked.clone(), log };
         control.spawn(admin::serve(bound.admin, state));
         let outcome = Outcome { audit: audit.control(), metrics, status };
+        control.spawn(tell_audit_health(audit.status_reader()));
         control.spawn(Watcher { policy: policy_file, identity, outcome }.run());
         Ok(Self {
             addresses,
@@ -228,6 +237,25 @@ impl Sidecar {
         self.control.shutdown().await;
         tracing::info!("drained");
         closed
+    }
+}
+
+/// Says once, and not a request, that the trail stopped or started to take events.
+async fn tell_audit_health(audit: audit::StatusReader) {
+    let mut was_healthy = true;
+    loop {
+        tokio::time::sleep(AUDIT_LOOK).await;
+        let status = audit.status();
+        match (was_healthy, status.healthy) {
+            (true, false) => tracing::error!(
+                free_bytes = status.free_bytes,
+                error = status.last_error,
+                "the audit trail takes no events: bring its sinks back, or give the spool more max_bytes"
+            ),
+            (false, true) => tracing::info!("the audit trail takes events again"),
+            _ => {}
+        }
+        was_healthy = status.healthy;
     }
 }
 
