@@ -1,4 +1,5 @@
 //! Who gets through, and what the trail says of it: two sidecars and an app on real sockets.
+#![allow(clippy::unwrap_used)] // the lint setting for tests knows #[test] functions alone
 
 mod common;
 

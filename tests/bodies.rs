@@ -1,4 +1,5 @@
 //! Large bodies and broken-off ones: nothing is collected in memory, and both ends learn how it ended.
+#![allow(clippy::unwrap_used)] // the lint setting for tests knows #[test] functions alone
 
 mod common;
 

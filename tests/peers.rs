@@ -1,4 +1,5 @@
 //! Peers that the inbound port must turn away: the connection ends, and one event says why.
+#![allow(clippy::unwrap_used)] // the lint setting for tests knows #[test] functions alone
 
 mod common;
 

@@ -2,6 +2,7 @@
 //!
 //! Every row is sent as raw bytes to the plain outbound port and, over mTLS, straight to the inbound port. At most one
 //! request may reach the app, and it never sees two framings. `malformed_http` is what the HTTP library refuses by itself.
+#![allow(clippy::unwrap_used)] // the lint setting for tests knows #[test] functions alone
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! HTTP/2 requests that an HTTP/1.1 app could read differently, as raw frames: refused, or forwarded in one form.
+#![allow(clippy::unwrap_used)] // the lint setting for tests knows #[test] functions alone
 
 mod common;
 

@@ -1,6 +1,7 @@
 //! HTTP/1 applications on both sides do not notice the proxy: what one sends, the other gets.
 //!
 //! Everything runs twice: over HTTP/2 between the sidecars (the default), and over HTTP/1.1.
+#![allow(clippy::unwrap_used)] // the lint setting for tests knows #[test] functions alone
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! HTTP/2 and gRPC applications do not notice the proxy: streams both ways, trailers, resets, many at a time.
+#![allow(clippy::unwrap_used)] // the lint setting for tests knows #[test] functions alone
 
 mod common;
 

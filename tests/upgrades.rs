@@ -1,4 +1,5 @@
 //! Connections that stop being HTTP: WebSocket and the like pass through both sidecars, and end when access ends.
+#![allow(clippy::unwrap_used)] // the lint setting for tests knows #[test] functions alone
 
 mod common;
 

@@ -305,7 +305,8 @@ impl StatusReader {
             written_bytes: shared.written_bytes.load(Ordering::Acquire),
             spool_bytes,
             free_bytes: free,
-            healthy: shared.health() == Health::Good && free > 0,
+            // Less than a request needs is as good as nothing.
+            healthy: shared.health() == Health::Good && free >= 2 * spool::PLACE_BYTES as u64,
             last_error: shared.last_error(),
             lost_events: shared.lost_events.load(Ordering::Acquire),
             sinks: sinks.collect(),

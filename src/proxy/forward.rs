@@ -46,6 +46,7 @@ pub(crate) fn forward(
     }
 }
 
+#[allow(clippy::large_enum_variant)] // boxing the larger one would cost an allocation for each request
 enum Step {
     /// Refused, or a probe of phiward itself.
     Answered(Response<ReplyBody>),
