@@ -85,7 +85,7 @@ impl Policy {
     /// Reads and compiles a policy file.
     ///
     /// # Errors
-    /// Every error of the file, in its order; never an empty list. Warnings are not looked for: see [`super::validate`].
+    /// Every error of the file, in its order; never an empty list. Warnings are not looked for: see [`super::validate()`].
     pub fn parse(source: &[u8]) -> Result<Self, Vec<Finding>> {
         document::read(source).map(|document| Self::compile(&document, source))
     }
