@@ -45,7 +45,7 @@ pub(crate) async fn forward(
             return Ok(reply::refuse(reader, refused.status, ids.request_id(), refused.told));
         }
     };
-    let switch = upgrade::asked(&conn, &mut request);
+    let switch = granted.may_switch.then(|| upgrade::asked(&conn, &mut request)).flatten();
     let exchange = granted.exchange.clone();
     let answer = exchange_with_upstream(&conn, granted, request, switch);
     match unless_hung_up(&conn, answer).await {
@@ -80,7 +80,7 @@ async fn exchange_with_upstream(
     request: Request<Incoming>,
     switch: Option<Switch>,
 ) -> Result<Response<ReplyBody>, Failure> {
-    let Granted { upstream, target, exchange, recorded, asked } = granted;
+    let Granted { upstream, target, exchange, recorded, asked, .. } = granted;
     if let Some(recorded) = &recorded {
         recorded.before_forward().await.map_err(|_| Failure::AUDIT)?;
     }
