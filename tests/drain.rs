@@ -54,7 +54,8 @@ async fn refuses_connections(addr: std::net::SocketAddr) {
 #[tokio::test]
 async fn a_caller_side_drain_completes_what_is_in_flight_and_closes_what_is_idle() {
     let (app, leave) = slow_app().await;
-    let mesh = Mesh::with(app, Setup { web_extra: "limits: {drain_deadline: 60s}", ..Setup::default() }).await;
+    let mesh =
+        Mesh::with(app, Setup { web_extra: "limits: {drain_deadline: 60s}", ..Setup::default() }).await;
     let outbound = mesh.outbound();
     let mut idle = Wire::connect(outbound).await;
     idle.send(GET).await;
