@@ -160,6 +160,17 @@ async fn an_upgrade_without_the_right_is_refused() {
     assert!(at_app.try_recv().is_err());
 }
 
+/// If this fails, a health check, which needs no right and leaves no event, opens a tunnel to the app.
+#[tokio::test]
+async fn a_health_check_opens_no_tunnel() {
+    let (app, mut at_app) = echo("").await;
+    let mesh = Mesh::with(app, Setup::default()).await;
+    let mut wire = Wire::connect(mesh.outbound()).await;
+    wire.send(ASK.replace("/open/ws", "/healthz")).await;
+    assert_eq!(wire.response("GET").await.status(), 502, "the app agreed to what it was not asked");
+    assert_eq!(patiently(at_app.recv()).await.unwrap().header("upgrade"), None);
+}
+
 /// If this fails, requests are smuggled past the policy inside an HTTP/2 connection that nobody looks into.
 #[tokio::test]
 async fn an_upgrade_to_h2c_is_served_as_plain_http() {

@@ -31,6 +31,9 @@ pub(crate) struct Granted {
     pub(crate) exchange: Rc<Exchange>,
     /// The decision's event on its way to the trail; absent where this side records none.
     pub(crate) recorded: Option<audit::Recorded>,
+    /// Whether it may switch protocols. Probes and health checks, which need no right and leave no event, may not: a tunnel
+    /// to the app would be open to everybody.
+    pub(crate) may_switch: bool,
     /// Method and version, for the event of a failure.
     pub(crate) asked: (&'static str, &'static str),
 }
@@ -226,9 +229,10 @@ impl Arrived<'_> {
         recorded: Option<audit::Recorded>,
         method: &'static str,
     ) -> Granted {
-        let completes = recorded.is_some();
+        let (completes, may_switch) = (recorded.is_some(), place.is_some());
         let exchange = Exchange::open(self.conn.clone(), self.ids, self.now_ns, place, completes);
-        Granted { upstream: upstream.clone(), target, exchange, recorded, asked: (method, self.version) }
+        let asked = (method, self.version);
+        Granted { upstream: upstream.clone(), target, exchange, recorded, may_switch, asked }
     }
 
     fn refused(&self, refused: Refused) -> Refused {

@@ -88,7 +88,14 @@ async fn serve_mesh(
     addr: ClientAddr,
     slot: Slot,
 ) {
-    let stream = match handshake(&worker, stream).await {
+    let mut drain = worker.drain.clone();
+    let shaken = tokio::select! {
+        biased;
+        shaken = handshake(&worker, stream) => shaken,
+        // Who has not said who it is by now is as one who comes after the listener closed.
+        () = drain.begun() => return,
+    };
+    let stream = match shaken {
         Ok(stream) => stream,
         Err(reason) => return reject(&worker, &listener, addr, reason, None),
     };
@@ -124,8 +131,14 @@ async fn serve_plain(
     addr: ClientAddr,
     slot: Slot,
 ) {
-    let knows = tokio::time::timeout(worker.limits.head_timeout, speaks_h2(&stream)).await;
-    let Ok(Ok(h2)) = knows else { return }; // closed, or silent, before a first request: nothing was asked
+    // Closed, silent for too long, or silent when a drain begins: nothing was asked.
+    let mut drain = worker.drain.clone();
+    let knows = tokio::select! {
+        biased;
+        knows = tokio::time::timeout(worker.limits.head_timeout, speaks_h2(&stream)) => knows,
+        () = drain.begun() => return,
+    };
+    let Ok(Ok(h2)) = knows else { return };
     let fragment = {
         let settings = worker.tls.borrow();
         let svid = &settings.material().svid;
@@ -156,6 +169,7 @@ async fn handshake(worker: &Worker, stream: TcpStream) -> Result<TlsStream<TcpSt
 async fn speaks_h2(stream: &TcpStream) -> std::io::Result<bool> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0";
     let mut start = [0; PREFACE.len()];
+    let mut wait = Duration::from_millis(1);
     loop {
         let n = stream.peek(&mut start).await?;
         if n == 0 {
@@ -164,8 +178,10 @@ async fn speaks_h2(stream: &TcpStream) -> std::io::Result<bool> {
         if start[..n] != PREFACE[..n] || n == PREFACE.len() {
             return Ok(n == PREFACE.len() && start == PREFACE);
         }
-        // A preface cut in two: peek would return the same bytes at once, so let the rest arrive.
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        // A preface cut in two: peek would return the same bytes at once, so let the rest arrive; ever more patiently, so
+        // that a thousand such connections cost nothing.
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_secs(1));
     }
 }
 

@@ -74,18 +74,18 @@ fn decide(conn: &Rc<ConnContext>, mut request: Request<Incoming>) -> Step {
     let now_ns = conn.worker.clock.now_ns();
     let ids = conn.worker.ids.next(request.headers().get(TRACEPARENT).map(HeaderValue::as_bytes));
     let reader = Reader::of(request.headers().get(header::CONTENT_TYPE));
-    let Granted { upstream, target, exchange, recorded, asked } = match authorize(conn, &request, ids, now_ns)
-    {
-        Ok(granted) => granted,
-        Err(refused) => {
-            if !request.body().is_end_stream() {
-                conn.remainder.unread();
+    let Granted { upstream, target, exchange, recorded, asked, may_switch } =
+        match authorize(conn, &request, ids, now_ns) {
+            Ok(granted) => granted,
+            Err(refused) => {
+                if !request.body().is_end_stream() {
+                    conn.remainder.unread();
+                }
+                let reply = reply::refuse(reader, refused.status, ids.request_id(), refused.told);
+                return Step::Answered(reply);
             }
-            let reply = reply::refuse(reader, refused.status, ids.request_id(), refused.told);
-            return Step::Answered(reply);
-        }
-    };
-    let switch = upgrade::asked(conn, &mut request);
+        };
+    let switch = may_switch.then(|| upgrade::asked(conn, &mut request)).flatten();
     let upstream = if switch.is_some() { upstream.for_upgrades() } else { upstream };
     let protocol = upstream.protocol();
     let request = Some(next_request(conn, &exchange, request, target, switch.as_ref(), protocol));

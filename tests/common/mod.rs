@@ -145,6 +145,8 @@ pub struct Setup<'a> {
     pub web_extra: &'a str,
     /// What the inbound listener is given besides its addresses, such as `, app_protocol: h2c`.
     pub listener_extra: &'a str,
+    /// What the inbound side is given besides its listener, such as `, probes: {...}`.
+    pub inbound_extra: &'a str,
     /// What the outbound service is given, such as `, mesh: h1`.
     pub service_extra: &'a str,
     /// What the outbound side is given, such as `audit: all`.
@@ -162,6 +164,7 @@ impl Default for Setup<'_> {
             records_extra: "limits: {drain_deadline: 2s}",
             web_extra: "limits: {drain_deadline: 2s}",
             listener_extra: "",
+            inbound_extra: "",
             service_extra: "",
             outbound_extra: "",
             expected: RECORDS,
@@ -180,9 +183,9 @@ impl Mesh {
         let pki = Pki::new();
         let dir = pki.workload("records", RECORDS);
         std::fs::write(dir.join("policy.yaml"), setup.policy).unwrap();
-        let Setup { listener_extra, records_extra, .. } = setup;
+        let Setup { listener_extra, inbound_extra, records_extra, .. } = setup;
         let rest = format!(
-            "inbound: {{listeners: [{{name: api, bind: \"127.0.0.1:0\", app: \"{app}\"{listener_extra}}}]}}
+            "inbound: {{listeners: [{{name: api, bind: \"127.0.0.1:0\", app: \"{app}\"{listener_extra}}}]{inbound_extra}}}
 policy: {{file: policy.yaml}}
 {records_extra}"
         );

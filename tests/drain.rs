@@ -1,0 +1,141 @@
+//! Ending without cutting: what is in flight completes, what is idle closes, and the deadline holds whatever peers do.
+#![allow(clippy::unwrap_used)] // the lint setting for tests knows #[test] functions alone
+
+mod common;
+
+use std::sync::Arc;
+
+use common::app::{After, App, accepting};
+use common::h2;
+use common::wire::{Wire, patiently};
+use common::{Mesh, Setup, Side, Trail, eventually};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+const GET: &str = "GET /open/a HTTP/1.1\r\nHost: records.clinic\r\n\r\n";
+const SLOW: &str = "GET /open/slow HTTP/1.1\r\nHost: records.clinic\r\n\r\n";
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+/// An app that answers `/open/slow` half, and the rest when it is given leave; everything else at once.
+async fn slow_app() -> (std::net::SocketAddr, Arc<Semaphore>) {
+    let leave = Arc::new(Semaphore::new(0));
+    let addr = accepting({
+        let leave = leave.clone();
+        move |stream| {
+            let leave = leave.clone();
+            async move {
+                let mut wire = Wire::new(stream);
+                while let Some(request) = wire.request().await {
+                    if request.start.contains("/open/slow") {
+                        wire.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no").await;
+                        leave.acquire().await.unwrap().forget();
+                        drop(wire.stream.write_all(b"k").await);
+                    } else {
+                        wire.send(OK).await;
+                    }
+                }
+            }
+        }
+    })
+    .await;
+    (addr, leave)
+}
+
+fn draining(side: Side) -> JoinHandle<Trail> {
+    tokio::spawn(side.trail())
+}
+
+async fn refuses_connections(addr: std::net::SocketAddr) {
+    eventually("new connections are refused", async || TcpStream::connect(addr).await.is_err()).await;
+}
+
+/// If this fails, a roll-out cuts requests, or waits for clients that have nothing to say.
+#[tokio::test]
+async fn a_caller_side_drain_completes_what_is_in_flight_and_closes_what_is_idle() {
+    let (app, leave) = slow_app().await;
+    let mesh =
+        Mesh::with(app, Setup { web_extra: "limits: {drain_deadline: 60s}", ..Setup::default() }).await;
+    let outbound = mesh.outbound();
+    let mut idle = Wire::connect(outbound).await;
+    idle.send(GET).await;
+    assert_eq!(idle.response("GET").await.text(), "ok");
+    let mut silent = Wire::connect(outbound).await;
+    let mut half_said = Wire::connect(outbound).await;
+    half_said.send("PRI * HTT").await;
+    let idle_h2 = h2::connect(outbound).await;
+    assert_eq!(h2::send(&idle_h2, h2::request("GET", "/open/a", h2::empty())).await.status(), 200);
+    let mut busy = Wire::connect(outbound).await;
+    busy.send(SLOW).await;
+    busy.fill().await; // the answer has begun
+
+    let drained = draining(mesh.web);
+    refuses_connections(outbound).await;
+    assert_eq!(idle.rest().await, b"");
+    assert_eq!(silent.rest().await, b"");
+    assert_eq!(half_said.rest().await, b"");
+    eventually("the idle HTTP/2 connection closes", async || idle_h2.is_closed()).await;
+    leave.add_permits(1);
+    assert!(busy.rest().await.ends_with(b"\r\n\r\nok"));
+    patiently(drained).await.unwrap();
+    let trail = mesh.records.trail().await;
+    assert!(trail.completions().iter().all(|event| event["response"]["aborted"] == false), "{}", trail.text);
+}
+
+/// If this fails, a roll-out of a service fails the requests of its callers.
+#[tokio::test]
+async fn a_server_side_drain_completes_what_is_in_flight() {
+    for leg in ["", ", mesh: h1"] {
+        let (app, leave) = slow_app().await;
+        let setup =
+            Setup { service_extra: leg, records_extra: "limits: {drain_deadline: 60s}", ..Setup::default() };
+        let mesh = Mesh::with(app, setup).await;
+        let (inbound, outbound) = (mesh.records.inbound(), mesh.outbound());
+        let silent = TcpStream::connect(inbound).await.unwrap(); // never begins its handshake
+        let mut busy = Wire::connect(outbound).await;
+        busy.send(SLOW).await;
+        busy.fill().await;
+        let drained = draining(mesh.records);
+        refuses_connections(inbound).await;
+        leave.add_permits(1);
+        assert_eq!(busy.response("GET").await.text(), "ok", "{leg}");
+        let trail = patiently(drained).await.unwrap();
+        assert_eq!(trail.completions()[0]["response"]["aborted"], false, "{leg} {}", trail.text);
+        drop(silent);
+
+        busy.send(GET).await;
+        assert_eq!(busy.response("GET").await.status(), 503, "{leg}: nobody is there any more");
+    }
+}
+
+/// If this fails, one hanging request keeps a pod from ending.
+#[tokio::test]
+async fn the_deadline_cuts_what_hangs_and_records_it() {
+    let (app, _leave) = slow_app().await;
+    let setup = Setup { records_extra: "limits: {drain_deadline: 50ms}", ..Setup::default() };
+    let mesh = Mesh::with(app, setup).await;
+    let mut busy = Wire::connect(mesh.outbound()).await;
+    busy.send(SLOW).await;
+    busy.fill().await;
+    let trail = patiently(draining(mesh.records)).await.unwrap();
+    assert_eq!(trail.completions().len(), 1, "{}", trail.text);
+    let response = &trail.completions()[0]["response"];
+    assert_eq!((&response["aborted"], &response["status"]), (&true.into(), &200.into()));
+    assert_eq!(trail.events.last().unwrap()["type"], "audit.close");
+    assert!(!busy.rest().await.ends_with(b"ok"));
+}
+
+/// If this fails, Kubernetes sends requests to a pod that is about to end, or connections fail that it still sends.
+#[tokio::test]
+async fn connections_are_accepted_until_the_drain_delay_is_over() {
+    let app = App::start(|_| (OK.to_vec(), After::Keep)).await;
+    let setup = Setup { web_extra: "limits: {drain_delay: 1s, drain_deadline: 5s}", ..Setup::default() };
+    let mesh = Mesh::with(app.addr, setup).await;
+    let (outbound, admin) = (mesh.outbound(), mesh.web.admin());
+    let drained = draining(mesh.web);
+    eventually("it is not ready", async || common::client::get(admin, "/ready").await.status == 503).await;
+    assert_eq!(common::client::get(outbound, "/open/a").await.status, 200);
+    refuses_connections(outbound).await;
+    patiently(drained).await.unwrap();
+}

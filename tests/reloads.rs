@@ -1,0 +1,154 @@
+//! New policies and SVIDs while requests go on: they take effect, bad ones do not, and nothing fails meanwhile.
+#![allow(clippy::unwrap_used)] // the lint setting for tests knows #[test] functions alone
+
+mod common;
+
+use std::path::Path;
+
+use common::app::App;
+use common::wire::Wire;
+use common::{Mesh, POLICY, Pki, Setup, Side, WEB, client, eventually};
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+async fn mesh() -> Mesh {
+    Mesh::with(App::answering(OK).await.addr, Setup::default()).await
+}
+
+async fn status(wire: &mut Wire<TcpStream>, target: &str) -> u16 {
+    wire.send(format!("GET {target} HTTP/1.1\r\nHost: records.clinic\r\n\r\n")).await;
+    wire.response("GET").await.status()
+}
+
+async fn ready(side: &Side) -> (u16, Value) {
+    let reply = client::get(side.admin(), "/ready").await;
+    (reply.status, serde_json::from_str(reply.text()).unwrap())
+}
+
+async fn reloads(side: &Side, what: &str, result: &str) -> u64 {
+    let metrics = client::get(side.admin(), "/metrics").await;
+    let name = format!("phiward_reloads_total{{result=\"{result}\",what=\"{what}\"}} ");
+    let value = metrics.text().lines().find_map(|line| line.strip_prefix(&name));
+    value.map_or(0, |value| value.parse().unwrap())
+}
+
+/// A folder whose files are behind a symlink that is swapped, as Kubernetes projects a ConfigMap.
+fn project(dir: &Path, version: &str, policy: &str) {
+    std::fs::create_dir(dir.join(version)).unwrap();
+    std::fs::write(dir.join(version).join("policy.yaml"), policy).unwrap();
+    std::os::unix::fs::symlink(version, dir.join("..data_tmp")).unwrap();
+    std::fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
+}
+
+/// If this fails, revoking access does not bite until pods restart, or until callers reconnect.
+#[tokio::test]
+async fn a_new_deny_rule_counts_for_the_next_request_on_the_same_connection() {
+    let mesh = mesh().await;
+    let mut wire = Wire::connect(mesh.outbound()).await;
+    assert_eq!(status(&mut wire, "/open/a").await, 200);
+    let stricter = POLICY.replace("/open/admin/**", "/open/a").replace("\"r1\"", "\"r2\"");
+    std::fs::write(mesh.records.dir.join("policy.yaml"), stricter).unwrap();
+    eventually("the deny rule counts", async || status(&mut wire, "/open/a").await == 403).await;
+    assert_eq!(status(&mut wire, "/open/b").await, 200);
+    let trail = mesh.trail().await;
+    let loaded: Vec<&str> = trail
+        .of_type("policy.loaded")
+        .iter()
+        .map(|event| event["policy"]["revision"].as_str().unwrap())
+        .collect();
+    assert_eq!(loaded, ["r1", "r2"]);
+    let by_r1 = |event: &&&Value| event["decision"]["policy_revision"] == "r1";
+    assert!(trail.decisions().iter().filter(by_r1).all(|event| event["decision"]["outcome"] == "allow"));
+}
+
+/// If this fails, a typing error in the policy opens or closes everything, or nobody is told.
+#[tokio::test]
+async fn a_broken_policy_changes_nothing_and_is_told() {
+    let mesh = mesh().await;
+    let mut wire = Wire::connect(mesh.outbound()).await;
+    let broken = POLICY.replace("paths: [\"/open/**\"]", "paths: [\"open/**\"]");
+    assert_ne!(broken, POLICY);
+    std::fs::write(mesh.records.dir.join("policy.yaml"), broken).unwrap();
+    eventually("the policy is refused", async || reloads(&mesh.records, "policy", "refused").await == 1)
+        .await;
+    assert_eq!(status(&mut wire, "/open/a").await, 200);
+    assert_eq!(status(&mut wire, "/open/admin/a").await, 403);
+    let (code, detail) = ready(&mesh.records).await;
+    assert_eq!((code, &detail["policy"]["revision"]), (200, &"r1".into()), "the last good one is in force");
+    assert!(detail["reload_errors"]["policy"].as_str().unwrap().contains("policy.yaml:"), "{detail}");
+
+    std::fs::write(mesh.records.dir.join("policy.yaml"), POLICY).unwrap();
+    eventually("the complaint is over", async || {
+        ready(&mesh.records).await.1["reload_errors"] == serde_json::json!({})
+    })
+    .await;
+    let trail = mesh.trail().await;
+    assert_eq!(trail.of_type("policy.refused").len(), 1, "{}", trail.text);
+}
+
+/// If this fails, a ConfigMap's new version is never seen, as by programs that watch the file.
+#[tokio::test]
+async fn a_policy_behind_a_swapped_symlink_is_followed() {
+    let pki = Pki::new();
+    let dir = pki.workload("records", common::RECORDS);
+    project(&dir, "..2026_01", POLICY);
+    std::os::unix::fs::symlink("..data/policy.yaml", dir.join("policy.yaml")).unwrap();
+    let app = App::answering(OK).await;
+    let rest = format!(
+        "inbound: {{listeners: [{{name: api, bind: \"127.0.0.1:0\", app: \"{}\"}}]}}
+policy: {{file: policy.yaml}}",
+        app.addr
+    );
+    let side = Side::start(dir.clone(), "records", &rest).await;
+    project(&dir, "..2026_02", &POLICY.replace("\"r1\"", "\"r2\""));
+    std::fs::remove_dir_all(dir.join("..2026_01")).unwrap();
+    eventually("the new version is in force", async || {
+        client::get(side.admin(), "/policy").await.text().contains("\"revision\":\"r2\"")
+    })
+    .await;
+}
+
+/// If this fails, every rotation of an SVID (each half hour, in every pod) fails requests.
+#[tokio::test]
+async fn an_svid_that_is_written_file_by_file_is_taken_up_without_a_failed_request() {
+    for leg in ["", ", mesh: h1"] {
+        let app = App::answering(OK).await;
+        let mesh = Mesh::with(app.addr, Setup { service_extra: leg, ..Setup::default() }).await;
+        let mut wire = Wire::connect(mesh.outbound()).await;
+        let mut requests = 0;
+        for (side, id) in [(&mesh.records, common::RECORDS), (&mesh.web, WEB)] {
+            let fresh = mesh.pki.workload("fresh", id);
+            for (file, seen) in [("svid.pem", "refused"), ("svid.key", "loaded")] {
+                std::fs::copy(fresh.join(file), side.dir.join(file)).unwrap();
+                eventually("the files were looked at", async || {
+                    assert_eq!(status(&mut wire, "/open/a").await, 200, "{leg} {id} {file}");
+                    requests += 1;
+                    reloads(side, "identity", seen).await == 1
+                })
+                .await;
+            }
+            for _ in 0..20 {
+                assert_eq!(status(&mut wire, "/open/a").await, 200, "{leg} {id} with the new SVID");
+                requests += 1;
+            }
+            assert_eq!(ready(side).await.0, 200);
+            assert_eq!(ready(side).await.1["reload_errors"], serde_json::json!({}));
+        }
+        let shown = shown_by_web(&mesh);
+        let (records, web) = mesh.trails().await;
+        assert_eq!(
+            (records.of_type("identity.rotated").len(), web.of_type("identity.rotated").len()),
+            (1, 1)
+        );
+        assert_eq!(records.decisions().len(), requests, "{leg}");
+        let last = records.decisions().last().unwrap()["subject"]["cert_sha256"].as_str().unwrap().to_owned();
+        assert_eq!(last, shown, "{leg}: the caller shows its new SVID");
+    }
+}
+
+/// The digest of the certificate that lies in the caller's folder now.
+fn shown_by_web(mesh: &Mesh) -> String {
+    common::peer::settings(&mesh.web.dir).material().svid.leaf_sha256_hex().to_owned()
+}
