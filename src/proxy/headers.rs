@@ -20,6 +20,7 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 const TRAILERS: &[u8] = b"trailers";
 
 /// Names that only phiward may say to an app. Names that start with `x-phiward-` are as reserved.
+const RESERVED_PREFIX: &str = "x-phiward-";
 const TRUSTED: [HeaderName; 3] = [X_FORWARDED_CLIENT_CERT, X_REQUEST_ID, TRACEPARENT];
 
 /// Removes from a request what was meant for this hop alone, and every copy of what only phiward may say.
@@ -27,17 +28,51 @@ const TRUSTED: [HeaderName; 3] = [X_FORWARDED_CLIENT_CERT, X_REQUEST_ID, TRACEPA
 /// `Connection` may name further fields (RFC 9110, section 7.6.1), on any of its lines. It may not name a field that the
 /// app is told to trust or that frames or routes the message: naming those strips them on some proxies (CVE-2024-45410).
 pub(crate) fn clean_request(headers: &mut HeaderMap) {
-    let wants_trailers = headers.get_all(header::TE).iter().any(|v| has_token(v, TRAILERS));
-    strip_hop_by_hop(headers);
-    strip_trusted(headers);
-    if wants_trailers {
-        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    let found = Found::look(headers);
+    if found.hop_by_hop {
+        let wants_trailers = headers.get_all(header::TE).iter().any(|v| has_token(v, TRAILERS));
+        strip_hop_by_hop(headers);
+        if wants_trailers {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
+    }
+    if found.reserved {
+        strip_reserved(headers);
     }
 }
 
 /// Removes from a response what was meant for this hop alone.
 pub(crate) fn clean_response(headers: &mut HeaderMap) {
-    strip_hop_by_hop(headers);
+    if headers.keys().any(is_hop_by_hop) {
+        strip_hop_by_hop(headers);
+    }
+}
+
+/// What kinds of field a head has. One look at each name costs less than a look-up by hash for each field that might be
+/// there, and most heads have none of them.
+struct Found {
+    hop_by_hop: bool,
+    reserved: bool,
+}
+
+impl Found {
+    fn look(headers: &HeaderMap) -> Self {
+        let mut found = Self { hop_by_hop: false, reserved: false };
+        for name in headers.keys() {
+            found.hop_by_hop |= is_hop_by_hop(name);
+            found.reserved |= is_reserved(name);
+        }
+        found
+    }
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    *name == header::CONNECTION
+        || *name == header::TE
+        || *name == header::TRANSFER_ENCODING
+        || *name == header::UPGRADE
+        || *name == KEEP_ALIVE
+        || *name == PROXY_CONNECTION
 }
 
 /// Sets what the app, or the next sidecar, may rely on.
@@ -94,24 +129,23 @@ fn may_be_named(name: &HeaderName) -> bool {
     !end_to_end.contains(name) && !TRUSTED.contains(name)
 }
 
-fn strip_trusted(headers: &mut HeaderMap) {
-    for name in TRUSTED {
-        headers.remove(name);
+/// A field that says what only phiward may say, or an alias of one. [`set_trusted`] replaces `x-request-id` and
+/// `traceparent` themselves in any case.
+fn is_reserved(name: &HeaderName) -> bool {
+    let text = name.as_str();
+    if text.contains('_') {
+        // Apps behind CGI-like gateways read `x_request_id` as `x-request-id`.
+        let meant = text.replace('_', "-");
+        return meant.starts_with(RESERVED_PREFIX) || TRUSTED.iter().any(|n| n.as_str() == meant);
     }
-    // Apps behind CGI-like gateways read `x_request_id` as `x-request-id`, so aliases go too. Such names are rare:
-    // looking is cheap, collecting happens only when there is one.
-    if headers.keys().any(is_alias_of_trusted) {
-        let aliases: Vec<HeaderName> = headers.keys().filter(|n| is_alias_of_trusted(n)).cloned().collect();
-        for name in aliases {
-            headers.remove(name);
-        }
-    }
+    *name == X_FORWARDED_CLIENT_CERT || text.starts_with(RESERVED_PREFIX)
 }
 
-fn is_alias_of_trusted(name: &HeaderName) -> bool {
-    let text = name.as_str();
-    let reserved = |t: &str| t.starts_with("x-phiward-") || TRUSTED.iter().any(|n| n.as_str() == t);
-    if text.contains('_') { reserved(&text.replace('_', "-")) } else { text.starts_with("x-phiward-") }
+fn strip_reserved(headers: &mut HeaderMap) {
+    let reserved: Vec<HeaderName> = headers.keys().filter(|name| is_reserved(name)).cloned().collect();
+    for name in reserved {
+        headers.remove(name);
+    }
 }
 
 /// Whether the comma-separated `value` has `token`, in any case.
@@ -180,7 +214,12 @@ mod tests {
             ("x-snake_case", "kept"),
         ]);
         clean_request(&mut headers);
-        assert_eq!(names(&headers), ["x-snake_case"]);
+        let ids = super::super::ids::IdSource::new().next(None);
+        set_trusted(&mut headers, &ids, None);
+        assert_eq!(names(&headers), ["traceparent", "x-request-id", "x-snake_case"]);
+        assert_eq!(headers.get_all("x-request-id").iter().count(), 1);
+        assert_eq!(headers["x-request-id"], ids.request_id());
+        assert_eq!(headers["traceparent"].as_bytes(), ids.traceparent());
     }
 
     /// If this fails, gRPC calls lose their trailers, or another transfer coding crosses the hop.
