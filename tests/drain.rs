@@ -1,4 +1,5 @@
 //! Ending without cutting: what is in flight completes, what is idle closes, and the deadline holds whatever peers do.
+#![allow(clippy::unwrap_used)] // the lint setting for tests knows #[test] functions alone
 
 mod common;
 

@@ -1,6 +1,7 @@
 //! Protected health information stays out of the trail, the log at its most talkative, and error replies.
 //!
 //! Runs the real program, because what other libraries log is held back where the process sets its log up.
+#![allow(clippy::unwrap_used)] // the lint setting for tests knows #[test] functions alone
 
 mod common;
 

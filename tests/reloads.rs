@@ -1,4 +1,5 @@
 //! New policies and SVIDs while requests go on: they take effect, bad ones do not, and nothing fails meanwhile.
+#![allow(clippy::unwrap_used)] // the lint setting for tests knows #[test] functions alone
 
 mod common;
 

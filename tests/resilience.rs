@@ -1,4 +1,5 @@
 //! Upstreams that come and go: connections that were closed while idle, dead endpoints, apps that start late.
+#![allow(clippy::unwrap_used)] // the lint setting for tests knows #[test] functions alone
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The ports beside the data path: what probes and operators may ask, and that nothing else is served there.
+#![allow(clippy::unwrap_used)] // the lint setting for tests knows #[test] functions alone
 
 mod common;
 
