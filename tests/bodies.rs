@@ -23,8 +23,20 @@ const LARGE: usize = 64 * MIB;
 const BUFFERS_AT_MOST: usize = 24 * MIB;
 
 /// Bytes that repeat with a period that no buffer size divides.
-fn piece(at: usize, length: usize) -> Vec<u8> {
-    (at..at + length).map(|i| (i % 65_521 % 251) as u8).collect()
+struct Pattern(Vec<u8>);
+
+impl Pattern {
+    const PERIOD: usize = 65_521;
+
+    fn new() -> Self {
+        Self((0..MIB + Self::PERIOD).map(|i| (i % Self::PERIOD % 251) as u8).collect())
+    }
+
+    /// The MiB of an endless body that begins at `at`.
+    fn piece(&self, at: usize) -> &[u8] {
+        let start = at % Self::PERIOD;
+        &self.0[start..start + MIB]
+    }
 }
 
 fn completion(trail: &Trail) -> &serde_json::Value {
@@ -34,16 +46,17 @@ fn completion(trail: &Trail) -> &serde_json::Value {
 }
 
 async fn read_large(stream: &mut TcpStream) {
-    let mut buffer = vec![0; MIB];
+    let (mut buffer, pattern) = (vec![0; MIB], Pattern::new());
     for at in (0..LARGE).step_by(MIB) {
         patiently(stream.read_exact(&mut buffer)).await.unwrap();
-        assert!(buffer == piece(at, MIB), "the piece at {at} differs");
+        assert!(buffer == pattern.piece(at), "the piece at {at} differs");
     }
 }
 
 async fn write_large(stream: &mut TcpStream) {
+    let pattern = Pattern::new();
     for at in (0..LARGE).step_by(MIB) {
-        patiently(stream.write_all(&piece(at, MIB))).await.unwrap();
+        patiently(stream.write_all(pattern.piece(at))).await.unwrap();
     }
 }
 
