@@ -150,12 +150,14 @@ impl Upstream {
     /// # Errors
     /// Why there is none; nothing of the request has been sent.
     pub(crate) async fn lease(&self) -> Result<Lease, Failure> {
-        match self.live_lease() {
-            Some(lease) => Ok(lease),
-            // What is rare is boxed: a future is as large as the largest thing it may ever wait for, and it is moved
-            // about for every request.
-            None => Box::pin(self.new_lease(Reuse::Allowed)).await,
+        self.adopt_addresses();
+        let first = self.choose_endpoint();
+        if let Some(lease) = first.as_ref().and_then(|endpoint| self.reuse(endpoint)) {
+            return Ok(lease);
         }
+        // What is rare is boxed: a future is as large as the largest thing it may ever wait for, and it is moved about
+        // for every request.
+        Box::pin(self.new_lease(first, Reuse::Allowed)).await
     }
 
     /// Waits for the head of the response to what was sent; what turns out not to have been sent is sent once more.
@@ -182,7 +184,7 @@ impl Upstream {
         request: Request<RequestBody>,
         exchange: &Exchange,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
-        let mut sent = self.new_lease(Reuse::Never).await?.send(request);
+        let mut sent = self.new_lease(None, Reuse::Never).await?.send(request);
         match self.in_time(exchange, &mut sent.answer).await? {
             Ok(response) => Ok((response, sent.lease)),
             Err(unanswered) => Err(failure_of(unanswered.error())),
@@ -208,12 +210,6 @@ impl Upstream {
         }
     }
 
-    /// Room on a live connection, where there is any at the endpoint whose turn it is.
-    fn live_lease(&self) -> Option<Lease> {
-        self.adopt_addresses();
-        self.reuse(&self.choose_endpoint()?)
-    }
-
     /// Closes connections that carried nothing for a while or may carry nothing more.
     pub(crate) fn sweep(&self, now: Instant) {
         if let Some(upgrades) = &self.upgrades {
@@ -233,11 +229,12 @@ impl Upstream {
         }
     }
 
-    async fn new_lease(&self, reuse: Reuse) -> Result<Lease, Failure> {
-        self.adopt_addresses();
+    /// Tries `first`, whose turn it is, and then others.
+    async fn new_lease(&self, first: Option<Rc<Endpoint>>, reuse: Reuse) -> Result<Lease, Failure> {
         let mut failure = Failure::UNRESOLVED;
+        let mut first = first;
         for _ in 0..CONNECT_ATTEMPTS {
-            let Some(endpoint) = self.choose_endpoint() else { break };
+            let Some(endpoint) = first.take().or_else(|| self.choose_endpoint()) else { break };
             match self.lease_at(endpoint, reuse).await {
                 Ok(lease) => return Ok(lease),
                 Err(connect_failure) => failure = connect_failure,
