@@ -3,15 +3,17 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use common::app::{After, App, accepting};
+use common::app::{App, accepting};
 use common::h2::{self, Feed};
 use common::wire::{Wire, patiently};
 use common::{Mesh, Setup, nobody};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 const H2C: &str = ", app_protocol: h2c";
@@ -177,25 +179,49 @@ async fn a_reset_by_the_caller_reaches_the_app() {
 /// If this fails, a caller takes half a response for a whole one.
 #[tokio::test]
 async fn a_response_that_breaks_off_breaks_off_at_the_caller() {
-    let h2c = h2::app(|_| async {
-        let (feed, frames) = h2::frames();
-        tokio::spawn(async move {
-            feed.data("half").await;
-            feed.fail().await;
-        });
-        Response::new(frames)
+    // An app may go on, to break off, once its caller has what there is so far: a reset overtakes what is on its way.
+    let leave = Arc::new(Semaphore::new(0));
+    let h2c = h2::app({
+        let leave = leave.clone();
+        move |_| {
+            let (leave, (feed, frames)) = (leave.clone(), h2::frames());
+            tokio::spawn(async move {
+                feed.data("half").await;
+                leave.acquire().await.unwrap().forget();
+                feed.fail().await;
+            });
+            async { Response::new(frames) }
+        }
     });
-    let half = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n";
-    let h1 = App::start(move |_| (half.as_bytes().to_vec(), After::Close));
-    for (app, listener_extra) in [(h2c.await, H2C), (h1.await.addr, "")] {
+    let h1 = accepting({
+        let leave = leave.clone();
+        move |stream| {
+            let leave = leave.clone();
+            async move {
+                let mut wire = Wire::new(stream);
+                wire.request().await.unwrap();
+                wire.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n").await;
+                leave.acquire().await.unwrap().forget();
+            }
+        }
+    });
+    for (app, listener_extra) in [(h2c.await, H2C), (h1.await, "")] {
         let mesh = Mesh::with(app, Setup { listener_extra, ..Setup::default() }).await;
         let sender = h2::connect(mesh.outbound()).await;
-        let reply = h2::send(&sender, grpc("/open/a", h2::empty())).await;
-        assert!(h2::collect(reply.into_body()).await.is_err(), "{listener_extra}");
+        let mut body = h2::send(&sender, grpc("/open/a", h2::empty())).await.into_body();
+        assert_eq!(h2::next_data(&mut body).await.unwrap(), "half");
+        leave.add_permits(1);
+        assert!(h2::collect(body).await.is_err(), "{listener_extra}");
+
         let mut wire = Wire::connect(mesh.outbound()).await;
         wire.send("GET /open/a HTTP/1.1\r\nHost: records.clinic\r\n\r\n").await;
-        let reply = String::from_utf8(wire.rest().await).unwrap();
-        assert!(reply.contains("chunked") && !reply.contains("0\r\n\r\n"), "it looks whole: {reply:?}");
+        let mut reply = Vec::new();
+        while !reply.ends_with(b"4\r\nhalf\r\n") {
+            assert!(patiently(wire.fill()).await, "{reply:?}");
+            reply.extend(wire.buffered());
+        }
+        leave.add_permits(1);
+        assert_eq!(wire.rest().await, b"", "{listener_extra}: there is no last chunk");
         let trail = mesh.trail().await;
         assert_eq!(aborted(&trail), [true, true]);
         assert!(trail.completions().iter().all(|event| event["response"]["reason"] == "upstream_reset"));
