@@ -101,6 +101,14 @@ fn what_is_in_the_spool_is_in_the_store_in_the_same_order() {
     assert_eq!(events(store.path()).len(), 4000 + 20 + 2);
 }
 
+/// If this does not compile, the control thread cannot spawn what it must run.
+#[test]
+fn shippers_and_collectors_can_be_spawned() {
+    fn spawnable(_: impl Future + Send) {}
+    let _ = |mut shipper: Shipper| spawnable(async move { shipper.run().await });
+    let _ = |collector: Collector| spawnable(collector.serve(std::future::pending()));
+}
+
 /// Ten more requests, from a worker that is beside this one.
 async fn requests_beside(audit: &Audit) {
     std::thread::scope(|scope| {

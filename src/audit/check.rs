@@ -25,7 +25,13 @@ pub(crate) struct TopLevel<'l> {
 /// What is not canonical about it, or which member is missing.
 pub(crate) fn canonical(line: &[u8]) -> Result<TopLevel<'_>, &'static str> {
     let text = std::str::from_utf8(line).map_err(|_| "it is not UTF-8")?;
-    let mut scan = Scan { text, bytes: line, at: 0, top: TopLevel::default() };
+    // Canonical JSON has no white space between tokens and no bare control character in a string, so one pass that the
+    // compiler turns into vector code spares the scan below a test a byte. (`fold`, because `any` is not vectorised.)
+    if line.iter().fold(u8::MAX, |least, byte| least.min(*byte)) < 0x20 {
+        return Err("it has a control character, or white space between tokens");
+    }
+    let plain = line.is_ascii() && memchr::memchr(b'\\', line).is_none();
+    let mut scan = Scan { text, bytes: line, at: 0, plain, top: TopLevel::default() };
     if line.first() != Some(&b'{') {
         return Err("it is not a JSON object");
     }
@@ -44,6 +50,8 @@ struct Scan<'l> {
     text: &'l str,
     bytes: &'l [u8],
     at: usize,
+    /// ASCII without escapes, as almost every event is: a string ends at the next quote, and keys compare as bytes.
+    plain: bool,
     top: TopLevel<'l>,
 }
 
@@ -68,7 +76,7 @@ impl<'l> Scan<'l> {
             b't' => self.literal(b"true"),
             b'f' => self.literal(b"false"),
             b'0'..=b'9' => self.integer(),
-            b' ' | b'\t' | b'\n' | b'\r' => Err("it has white space between tokens"),
+            b' ' => Err("it has white space between tokens"),
             b'n' => Err("it has a null: an absent member is left out"),
             0 => Err("the line is cut short"),
             _ => Err("it is not canonical JSON"),
@@ -87,7 +95,7 @@ impl<'l> Scan<'l> {
         let mut last: Option<&'l str> = None;
         loop {
             let key = self.string()?;
-            if last.is_some_and(|last| compare_keys(last, key) != Some(Ordering::Less)) {
+            if last.is_some_and(|last| self.compare_keys(last, key) != Some(Ordering::Less)) {
                 return Err("its members are not in order, or one is there twice");
             }
             last = Some(key);
@@ -133,19 +141,29 @@ impl<'l> Scan<'l> {
 
     /// A string with its quotes; gives what is between them.
     fn string(&mut self) -> Result<&'l str, &'static str> {
-        self.literal(b"\"")?;
+        if self.peek() != b'"' {
+            return Err("it is not canonical JSON");
+        }
+        self.at += 1;
         let from = self.at;
+        if self.plain {
+            self.at = quote_from(self.bytes, from).ok_or("the line is cut short")? + 1;
+            return Ok(&self.text[from..self.at - 1]);
+        }
         loop {
             match self.bytes.get(self.at) {
                 None => return Err("the line is cut short"),
                 Some(b'"') => break,
                 Some(b'\\') => self.escape()?,
-                Some(0..0x20) => return Err("it has a control character that is not escaped"),
                 Some(_) => self.at += 1,
             }
         }
         self.at += 1;
         Ok(&self.text[from..self.at - 1])
+    }
+
+    fn compare_keys(&self, a: &str, b: &str) -> Option<Ordering> {
+        if self.plain { Some(a.cmp(b)) } else { compare_keys(a, b) }
     }
 
     /// Only the characters that must be escaped may be, and each in one way (RFC 8785 section 3.2.2.2).
@@ -193,6 +211,22 @@ impl<'l> Scan<'l> {
             _ => {}
         }
     }
+}
+
+/// The next quote, eight bytes at a time: the strings of an event are too short for a vector search to pay (measured).
+fn quote_from(bytes: &[u8], mut at: usize) -> Option<usize> {
+    const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
+    const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
+    while let Some((word, _)) = bytes.get(at..).and_then(|rest| rest.split_first_chunk::<8>()) {
+        // A byte that is a quote becomes zero, and the lowest zero byte is found exactly.
+        let word = u64::from_le_bytes(*word) ^ (ONES * u64::from(b'"'));
+        let zeros = word.wrapping_sub(ONES) & !word & HIGH;
+        if zeros != 0 {
+            return Some(at + zeros.trailing_zeros() as usize / 8);
+        }
+        at += 8;
+    }
+    bytes.get(at..)?.iter().position(|byte| *byte == b'"').map(|found| at + found)
 }
 
 /// The order of RFC 8785 section 3.2.3: by UTF-16 code units of the unescaped keys. `None` when a key is not readable.

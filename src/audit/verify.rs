@@ -6,16 +6,20 @@
 //! records that were cut from the end of the newest epoch, and a chain that was rewritten whole; for these compare with a
 //! collector's copy.
 
+mod clean;
+mod report;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-
-use serde::Serialize;
 
 use super::chain::{NO_PREVIOUS, Record};
 use super::encode::Previous;
 use super::layout::{EpochFiles, Layout, SegmentPath};
 use super::lines::Lines;
+use clean::Clean;
+
+pub use report::{EpochReport, Finding, FindingKind, Report};
 
 /// Why a folder cannot be verified.
 #[derive(Debug, thiserror::Error)]
@@ -36,98 +40,6 @@ pub enum VerifyError {
     },
 }
 
-/// What was found in a folder.
-#[derive(Debug, Serialize)]
-pub struct Report {
-    /// Whether there is no finding.
-    pub intact: bool,
-    /// Records in all epochs.
-    pub events: u64,
-    /// How many records there are of each type.
-    pub by_type: BTreeMap<String, u64>,
-    /// Each epoch, oldest first.
-    pub epochs: Vec<EpochReport>,
-    /// What is wrong: the first bad record of each epoch, and records that were kept aside as evidence.
-    pub findings: Vec<Finding>,
-    /// What is not wrong but worth knowing.
-    pub notes: Vec<String>,
-}
-
-/// One process lifetime.
-#[derive(Debug, Serialize)]
-pub struct EpochReport {
-    /// Its name.
-    pub epoch: String,
-    /// The first record that is here; above 0 when older segments were delivered and removed.
-    pub first_seq: u64,
-    /// The last record that is here.
-    pub last_seq: u64,
-    /// Records that are here.
-    pub events: u64,
-    /// Whether it ends with `audit.close`. One that does not is still being written, or its process was killed.
-    pub closed: bool,
-}
-
-/// Something wrong, and where.
-#[derive(Debug, Serialize)]
-pub struct Finding {
-    /// What kind of thing.
-    pub kind: FindingKind,
-    /// The file.
-    pub file: PathBuf,
-    /// The line, from 1.
-    pub line: u64,
-    /// The epoch, where it is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub epoch: Option<String>,
-    /// The record's sequence number, where it is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub seq: Option<u64>,
-    /// What exactly.
-    pub detail: String,
-}
-
-/// The kinds of findings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FindingKind {
-    /// The record's hash is not that of its bytes.
-    Flip,
-    /// Records are missing before it.
-    Gap,
-    /// The record is there twice.
-    Duplicate,
-    /// The record stands in another place than it was written in.
-    Reorder,
-    /// Two records claim one place, or the record does not follow the one before it.
-    Fork,
-    /// Records are missing at the end of an epoch.
-    Truncated,
-    /// The last line is not whole: a crash, or a cut.
-    TornTail,
-    /// The line is not a canonical record of the schema.
-    BadJson,
-    /// Records were kept aside because they did not fit, by recovery or by the collector.
-    Evidence,
-}
-
-impl FindingKind {
-    /// The stable name, as in the JSON report.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Flip => "flip",
-            Self::Gap => "gap",
-            Self::Duplicate => "duplicate",
-            Self::Reorder => "reorder",
-            Self::Fork => "fork",
-            Self::Truncated => "truncated",
-            Self::TornTail => "torn_tail",
-            Self::BadJson => "bad_json",
-            Self::Evidence => "evidence",
-        }
-    }
-}
-
 /// Verifies every epoch in a spool's folder or a collector's store.
 ///
 /// # Errors
@@ -146,13 +58,17 @@ pub fn verify(dir: &Path) -> Result<Report, VerifyError> {
         notes: Vec::new(),
     };
     let mut ends = BTreeMap::new();
+    let mut clean = clean::read_all(&layout);
     for (at, epoch) in layout.epochs.iter().enumerate() {
         let oldest_of_spool = at == 0 && !layout.is_store;
         let mut check = EpochCheck::new(epoch, oldest_of_spool);
         for (at, segment) in epoch.segments.iter().enumerate() {
             let is_last = at + 1 == epoch.segments.len();
             let read = |error| VerifyError::Read { path: segment.path.clone(), error };
-            check.segment(segment, is_last).map_err(read)?;
+            match clean.remove(&segment.path).filter(|clean| check.continues_with(clean)) {
+                Some(clean) => check.skip(segment, clean),
+                None => check.segment(segment, is_last).map_err(read)?,
+            }
         }
         check.into_report(&mut report, &mut ends);
     }
@@ -208,6 +124,28 @@ impl<'e> EpochCheck<'e> {
         }
     }
 
+    /// Whether a segment that is good in itself stands in its place.
+    fn continues_with(&self, clean: &Clean) -> bool {
+        let (seq, prev) = &self.expected;
+        self.finding.is_none()
+            && clean.first_seq == *seq
+            && prev.as_ref().is_none_or(|prev| *prev == clean.first_prev)
+    }
+
+    /// Goes past a segment that was checked already.
+    fn skip(&mut self, segment: &SegmentPath, clean: Clean) {
+        self.place = (segment.path.clone(), clean.lines);
+        self.events += clean.lines;
+        for (kind, count) in clean.by_type {
+            self.count(&kind, count);
+        }
+        self.opened_after = clean.opened_after.or(self.opened_after.take());
+        self.closed = clean.closed;
+        self.first_seq.get_or_insert(clean.first_seq);
+        self.last_seq = clean.last_seq;
+        self.expected = (clean.last_seq.saturating_add(1), Some(clean.last_hash));
+    }
+
     fn segment(&mut self, segment: &SegmentPath, is_last: bool) -> std::io::Result<()> {
         let file = File::open(&segment.path)?;
         let mut lines = Lines::new(&file);
@@ -241,10 +179,7 @@ impl<'e> EpochCheck<'e> {
             self.check(&record)?;
         }
         self.events += 1;
-        match self.by_type.iter_mut().find(|(kind, _)| kind == record.kind) {
-            Some((_, count)) => *count += 1,
-            None => self.by_type.push((record.kind.to_owned(), 1)),
-        }
+        self.count(record.kind, 1);
         if record.kind == "audit.open" {
             self.opened_after = opened_after(line);
         }
@@ -257,6 +192,13 @@ impl<'e> EpochCheck<'e> {
         self.expected.0 = record.seq.saturating_add(1);
         self.last_seq = record.seq;
         Ok(())
+    }
+
+    fn count(&mut self, kind: &str, more: u64) {
+        match self.by_type.iter_mut().find(|(known, _)| known == kind) {
+            Some((_, count)) => *count += more,
+            None => self.by_type.push((kind.to_owned(), more)),
+        }
     }
 
     fn check(&mut self, record: &Record<'_>) -> std::io::Result<()> {

@@ -140,11 +140,13 @@ fn a_failed_write_that_is_no_lack_of_room_ends_the_trail() {
 fn closing_writes_what_is_queued_and_says_when_it_cannot() {
     let dir = tempfile::tempdir().unwrap();
     let audit = start(dir.path(), Durability::Write, OnFailure::Deny);
+    let seed = audit.recorder();
     for _ in 0..1000 {
         let sha256 = "00".repeat(32);
         audit.control().record(ControlEvent::PolicyLoaded { time_unix_ns: 1, revision: None, sha256 });
     }
     audit.close().unwrap();
+    block_on(async { assert_eq!(record(&seed.attach()).err(), Some(Unavailable::Closed)) });
     let report = intact(dir.path());
     assert_eq!((report.by_type["policy.loaded"], report.epochs[0].closed), (1000, true));
     let audit = start(dir.path(), Durability::Write, OnFailure::Deny);
