@@ -46,7 +46,7 @@ def main():
     binary = pathlib.Path(args.binary or ROOT / "target" / "release" / "phiward")
     pki = make_pki(binary, state)
     app = start_app(state)
-    fleet = make_fleet(args.peers.split(","), binary, pki, work, state)
+    fleet = make_fleet(args.peers.split(","), binary, args.baseline, pki, work, state)
     results = {}
     try:
         for peer in fleet:
@@ -88,6 +88,7 @@ def arguments():
     parser.add_argument("--rate", type=int, default=5000, help="requests/s for the latency figures; 0: none")
     parser.add_argument("--syscalls", action="store_true", help="count system calls by strace (needs strace)")
     parser.add_argument("--binary", help="default: target/release/phiward")
+    parser.add_argument("--baseline", help="an earlier build, for the peer phiward-baseline: before and after in one run")
     parser.add_argument("--output", type=pathlib.Path, help="write the figures there as JSON")
     return parser.parse_args()
 
@@ -125,10 +126,11 @@ http {{
     return subprocess.Popen(["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")], stdout=log, stderr=log)
 
 
-def make_fleet(names, binary, pki, work, state):
+def make_fleet(names, binary, baseline, pki, work, state):
     made = {
         "phiward": lambda p: peers.Phiward("phiward", state, p, binary, pki),
         "phiward-h1": lambda p: peers.Phiward("phiward-h1", state, p, binary, pki, "h1"),
+        "phiward-baseline": lambda p: peers.Phiward("phiward-baseline", state, p, baseline, pki),
         "haproxy": lambda p: peers.HAProxy("haproxy", state, p, pki),
         "nginx": lambda p: peers.Nginx("nginx", state, p, pki),
         "envoy": lambda p: peers.Envoy("envoy", state, p, pki, peers.envoy_binary(work)),
