@@ -377,7 +377,7 @@ fn read_limits(r: &Reading<'_>, node: &Node) -> Option<Limits> {
         keep(r.reader.bytes(n, "head_bytes", 8192..=1 << 20).map(|v| limits.head_bytes = v as u32));
     }
     if let Some(n) = f.optional("connections") {
-        keep(r.reader.u64(n, "connections", 1..=1_000_000).map(|v| limits.connections = v as usize));
+        keep(r.reader.u64(n, "connections", 64..=1_000_000).map(|v| limits.connections = v as usize));
     }
     if let Some(n) = f.optional("streams") {
         keep(r.reader.u64(n, "streams", 1..=10_000).map(|v| limits.streams = v as u32));
