@@ -1,10 +1,11 @@
-"""The proxies that are compared, each as two processes: plain -> mTLS -> plain, one worker a process.
+"""The proxies that phiward is compared with, each as two processes: plain -> mTLS -> plain, one worker a process.
 
-Owns their configurations and how they are started. Every peer verifies both certificates, logs what it would log in
-production (phiward: policy and audit on, Envoy: RBAC and a JSON access log; HAProxy and nginx: nothing, which favours them),
+Owns their configurations and how they are started; phiward's own is in phiward.py. Every peer verifies both certificates, logs what it would log in
+production (Envoy: RBAC and a JSON access log; HAProxy and nginx: nothing, which favours them), holds 10,000 connections,
 and keeps connections alive on every leg.
 """
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -13,27 +14,44 @@ import sys
 import textwrap
 import zipfile
 
-APP_PORT = 30080
+import limits
+
+
+@dataclasses.dataclass
+class Place:
+    """Where a run happens: the folder of its state, its certificates, the port of the app that all peers serve."""
+
+    state: pathlib.Path
+    pki: pathlib.Path
+    app_port: int
 
 
 class Peer:
-    """A proxy pair: `front` is where the load arrives, `mesh` is the mTLS port between the two processes."""
+    """A proxy pair: `front` is where the load arrives, `mesh` is the mTLS port between the two processes.
 
-    def __init__(self, name, work, ports):
+    The first process is the inbound one. `scenarios`: what it takes part in; None is everything.
+    """
+
+    scenarios = None
+    environment = None
+
+    def __init__(self, name, place, ports):
         self.name = name
-        self.dir = work / name
+        self.place = place
+        self.dir = place.state / name
         self.front, self.mesh, *self.more = ports
         self.processes = []
 
     def spawn(self, *command):
         log = open(self.dir / f"{len(self.processes)}.log", "wb")
-        child = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.dir)
+        child = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.dir, env=self.environment)
         self.processes.append(child)
+        return child
 
-    def pids(self):
-        """The processes and all their children: workers count."""
+    def pids(self, only=slice(None)):
+        """The processes and all their children: workers count. `only` is a slice of the processes."""
         found = []
-        todo = [child.pid for child in self.processes]
+        todo = [child.pid for child in self.processes[only]]
         while todo:
             pid = todo.pop()
             found.append(pid)
@@ -44,15 +62,23 @@ class Peer:
                 pass
         return found
 
-    def stop(self):
+    def stop(self, patience=10):
         for child in self.processes:
             child.terminate()
         for child in self.processes:
             try:
-                child.wait(10)
+                child.wait(patience)
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+
+    def restart(self):
+        """Ends it and begins it anew, with nothing of what it kept."""
+        self.stop()
+        shutil.rmtree(self.dir)
+        self.dir.mkdir()
+        self.processes = []
+        self.start()
 
     def write(self, name, text):
         path = self.dir / name
@@ -61,103 +87,40 @@ class Peer:
         return path
 
 
-class Phiward(Peer):
-    """phiward with audit (`write`, chained, both events, shipped to a collector) and policy on."""
-
-    def __init__(self, name, work, ports, binary, pki, mesh_protocol="h2", audit=True):
-        super().__init__(name, work, ports)
-        self.binary, self.pki, self.mesh_protocol = binary, pki, mesh_protocol
-
-    def start(self):
-        collector, admin_a, admin_b = self.more
-        for who in ("web", "records", "collector"):
-            shutil.copytree(self.pki / who, self.dir / who)
-        for who in ("web", "records"):
-            self.write(f"{who}/key", "0123456789abcdef" * 4)
-        self.write("records/policy.yaml", POLICY)
-        self.write(
-            "collector/collector.yaml",
-            f"""\
-            version: 1
-            identity:
-              trust_domain: hospital.local
-              files: {{certificate: svid.pem, private_key: svid.key, bundle: bundle.pem}}
-            bind: "127.0.0.1:{collector}"
-            store: {{dir: store}}
-            """,
-        )
-        self.sidecar("records", admin_a, f"""\
-inbound: {{listeners: [{{name: api, bind: "127.0.0.1:{self.mesh}", app: "127.0.0.1:{APP_PORT}"}}]}}
-policy: {{file: policy.yaml}}
-""")
-        self.sidecar("web", admin_b, f"""\
-outbound:
-  bind: "127.0.0.1:{self.front}"
-  services:
-    - {{name: records, hosts: [records.clinic], endpoints: ["127.0.0.1:{self.mesh}"], identities: ["spiffe://hospital.local/ns/clinic/sa/records"], mesh: {self.mesh_protocol}}}
-""")
-        # The collector is not one of the two proxies, so it is not counted.
-        log = open(self.dir / "collector.log", "wb")
-        self.collector = subprocess.Popen(
-            [self.binary, "collect", "--config", "collector/collector.yaml"], stdout=log, stderr=log, cwd=self.dir
-        )
-        self.spawn(self.binary, "run", "--config", "records/sidecar.yaml")
-        self.spawn(self.binary, "run", "--config", "web/sidecar.yaml")
-
-    def stop(self):
-        super().stop()
-        self.collector.terminate()
-        self.collector.wait(10)
-
-    def sidecar(self, who, admin, rest):
-        self.write(f"{who}/sidecar.yaml", f"""\
-version: 1
-workload: {{service: {who}, namespace: clinic}}
-identity:
-  trust_domain: hospital.local
-  files: {{certificate: svid.pem, private_key: svid.key, bundle: bundle.pem}}
-audit:
-  spool: {{dir: audit, max_bytes: 8GiB}}
-  key_file: key
-  sinks: [{{name: collector, type: phiward, endpoint: "https://127.0.0.1:{self.more[0]}", identities: ["spiffe://hospital.local/ns/audit/sa/collector"]}}]
-admin: {{bind: "127.0.0.1:{admin}"}}
-workers: 1
-{rest}""")
-
-
 class HAProxy(Peer):
     """HAProxy, one thread a process, HTTP/1.1 on the mesh leg, no log."""
-
-    def __init__(self, name, work, ports, pki):
-        super().__init__(name, work, ports)
-        self.pki = pki
 
     def start(self):
         common = """\
         global
           nbthread 1
-          maxconn 9000
+          no strict-limits
+          ulimit-n @FILES@
+          maxconn @CONNECTIONS@
           tune.ssl.default-dh-param 2048
           ssl-default-bind-options ssl-min-ver TLSv1.3
           ssl-default-server-options ssl-min-ver TLSv1.3
         defaults
           mode http
-          timeout client 60s
+          timeout client 600s
           timeout server 60s
           timeout connect 5s
-          timeout http-keep-alive 60s
+          timeout http-keep-alive 600s
           http-reuse always
         """
+        # By itself HAProxy asks for two files a connection, which containers do not always grant; an idle one needs one.
+        files = limits.raise_open_files()
+        common = common.replace("@FILES@", str(files)).replace("@CONNECTIONS@", str(min(25_000, files - 2000)))
         for who in ("web", "records"):
-            pem = (self.pki / who / "svid.pem").read_text() + (self.pki / who / "svid.key").read_text()
+            pem = (self.place.pki / who / "svid.pem").read_text() + (self.place.pki / who / "svid.key").read_text()
             self.write(f"{who}.pem", pem)
-        bundle = self.pki / "records" / "bundle.pem"
+        bundle = self.place.pki / "records" / "bundle.pem"
         self.write("in.cfg", textwrap.dedent(common) + f"""\
 frontend in
   bind 127.0.0.1:{self.mesh} ssl crt {self.dir}/records.pem ca-file {bundle} verify required alpn http/1.1
   default_backend app
 backend app
-  server app 127.0.0.1:{APP_PORT}
+  server app 127.0.0.1:{self.place.app_port}
 """)
         self.write("out.cfg", textwrap.dedent(common) + f"""\
 frontend out
@@ -173,12 +136,8 @@ backend mesh
 class Nginx(Peer):
     """nginx, one worker a process, HTTP/1.1 with keep-alive on the mesh leg, no access log."""
 
-    def __init__(self, name, work, ports, pki):
-        super().__init__(name, work, ports)
-        self.pki = pki
-
     def start(self):
-        bundle = self.pki / "records" / "bundle.pem"
+        bundle = self.place.pki / "records" / "bundle.pem"
 
         def config(who, listen, upstream, extra):
             return f"""\
@@ -187,10 +146,10 @@ worker_processes 1;
 daemon off;
 pid {self.dir}/{who}.pid;
 error_log {self.dir}/{who}.err;
-events {{ worker_connections 9000; }}
+events {{ worker_connections 25000; }}
 http {{
   access_log off;
-  keepalive_requests 1000000000;
+  keepalive_requests 1000000000; keepalive_timeout 600s;
   client_max_body_size 0;
   proxy_request_buffering off;
   client_body_temp_path {self.dir}/b{who}; proxy_temp_path {self.dir}/p{who};
@@ -207,17 +166,17 @@ http {{
 }}
 """
         inbound = (
-            f"ssl_certificate {self.pki}/records/svid.pem; ssl_certificate_key {self.pki}/records/svid.key; "
+            f"ssl_certificate {self.place.pki}/records/svid.pem; ssl_certificate_key {self.place.pki}/records/svid.key; "
             f"ssl_client_certificate {bundle}; ssl_verify_client on; ssl_protocols TLSv1.3;",
             "proxy_pass http://next;",
         )
         outbound = (
             "",
-            f"proxy_pass https://next; proxy_ssl_certificate {self.pki}/web/svid.pem; "
-            f"proxy_ssl_certificate_key {self.pki}/web/svid.key; proxy_ssl_trusted_certificate {bundle}; "
+            f"proxy_pass https://next; proxy_ssl_certificate {self.place.pki}/web/svid.pem; "
+            f"proxy_ssl_certificate_key {self.place.pki}/web/svid.key; proxy_ssl_trusted_certificate {bundle}; "
             "proxy_ssl_verify off; proxy_ssl_protocols TLSv1.3;",
         )
-        self.write("in.conf", config("in", f"{self.mesh} ssl", APP_PORT, inbound))
+        self.write("in.conf", config("in", f"{self.mesh} ssl", self.place.app_port, inbound))
         self.write("out.conf", config("out", self.front, self.mesh, outbound))
         self.spawn("nginx", "-p", str(self.dir), "-c", str(self.dir / "in.conf"))
         self.spawn("nginx", "-p", str(self.dir), "-c", str(self.dir / "out.conf"))
@@ -226,15 +185,15 @@ http {{
 class Envoy(Peer):
     """Envoy, one worker a process, HTTP/2 on the mesh leg, RBAC by SPIFFE identity and a JSON access log inbound."""
 
-    def __init__(self, name, work, ports, pki, binary):
-        super().__init__(name, work, ports)
-        self.pki, self.binary = pki, binary
+    def __init__(self, name, place, ports, binary):
+        super().__init__(name, place, ports)
+        self.binary = binary
 
     def start(self):
-        bundle = self.pki / "records" / "bundle.pem"
+        bundle = self.place.pki / "records" / "bundle.pem"
 
         def tls(who):
-            return f"""{{tls_params: {{tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3}}, tls_certificates: [{{certificate_chain: {{filename: {self.pki}/{who}/svid.pem}}, private_key: {{filename: {self.pki}/{who}/svid.key}}}}], validation_context: {{trusted_ca: {{filename: {bundle}}}}}, alpn_protocols: [h2]}}"""
+            return f"""{{tls_params: {{tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3}}, tls_certificates: [{{certificate_chain: {{filename: {self.place.pki}/{who}/svid.pem}}, private_key: {{filename: {self.place.pki}/{who}/svid.key}}}}], validation_context: {{trusted_ca: {{filename: {bundle}}}}}, alpn_protocols: [h2]}}"""
 
         log = f"""[{{name: log, typed_config: {{"@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: {self.dir}/access.json, log_format: {{json_format: {{time: "%START_TIME%", method: "%REQ(:METHOD)%", path: "%REQ(:PATH)%", status: "%RESPONSE_CODE%", peer: "%DOWNSTREAM_PEER_URI_SAN%", bytes: "%BYTES_SENT%", duration: "%DURATION%", id: "%REQ(X-REQUEST-ID)%"}}}}}}}}]"""
         rbac = """{name: rbac, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC, rules: {action: ALLOW, policies: {read: {permissions: [{url_path: {path: {prefix: "/fhir/"}}}], principals: [{authenticated: {principal_name: {exact: "spiffe://hospital.local/ns/clinic/sa/web"}}}]}}}}}"""
@@ -274,27 +233,11 @@ static_resources:
         inbound = listener(self.mesh, f"{rbac}, {router}", log, "AUTO",
                            transport("Downstream", "records", "          ", ", require_client_certificate: true"))
         outbound = listener(self.front, router, "[]", "AUTO", "")
-        self.write("in.yaml", inbound + cluster(APP_PORT, ""))
+        self.write("in.yaml", inbound + cluster(self.place.app_port, ""))
         self.write("out.yaml", outbound + cluster(self.mesh, h2 + transport("Upstream", "web", "      ", "")))
         for base, name in enumerate(("in.yaml", "out.yaml")):
             # Through a shell: the packaged Envoy ends with its parent.
             self.spawn("sh", "-c", f"exec {self.binary} -c {name} --concurrency 1 --base-id {900 + base} -l error")
-
-
-POLICY = """\
-apiVersion: phiward/v1
-kind: Policy
-metadata: {name: records, revision: "1"}
-service: {hosts: [records.clinic]}
-roles:
-  reader:
-    - {name: read, methods: [GET], paths: ["/fhir/Patient/{id}"]}
-    - {name: write, methods: [POST], paths: ["/fhir/Observation"]}
-bindings:
-  - {role: reader, identities: ["spiffe://hospital.local/ns/clinic/sa/web"]}
-deny:
-  - {name: no-admin, paths: ["/admin/**"]}
-"""
 
 
 def envoy_binary(work):

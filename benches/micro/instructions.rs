@@ -1,6 +1,6 @@
 //! Runs one step of a request a number of times and nothing else, for `benches/instructions.py` to count under callgrind.
 //!
-//! `instructions NAME TIMES`; without arguments it prints the names. The difference of two counts leaves preparation out, so
+//! `phiward-instructions NAME TIMES`; without arguments it prints the names. The difference of two counts leaves preparation out, so
 //! the program needs no symbols and no marks: it is the release profile, stripped as it ships.
 
 #![allow(missing_docs, unreachable_pub, dead_code, unused_imports, clippy::unwrap_used, clippy::print_stdout)]
@@ -16,15 +16,14 @@ mod trail;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    // `cargo bench` without a name runs every bench and passes --bench.
-    let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
+    let args: Vec<String> = std::env::args().skip(1).collect();
     let [name, times] = args.as_slice() else {
         subjects::SUBJECTS.iter().for_each(|subject| println!("{}", subject.name));
         return ExitCode::SUCCESS;
     };
     let subject = subjects::SUBJECTS.iter().find(|subject| subject.name == name.as_str());
     let (Some(subject), Ok(times)) = (subject, times.parse::<u32>()) else {
-        eprintln!("usage: instructions NAME TIMES; without arguments it prints the names");
+        eprintln!("usage: phiward-instructions NAME TIMES; without arguments it prints the names");
         return ExitCode::from(2);
     };
     let mut run = (subject.make)();
