@@ -43,8 +43,8 @@ import phiward  # noqa: E402
 import pki  # noqa: E402
 
 TOLERANCE = 0.03
-REQUESTS = (200, 1200)
-# Units of work in the two runs, where 1,000 and 11,000 would take too long.
+REQUESTS = (200, 2200)
+# Units of work in the two runs, where the usual numbers would take too long.
 UNITS = {"audit_64_requests": (20, 120), "policy_load_10000_rules": (1, 3)}
 BODY = b'{"resourceType":"Patient","id":"1","name":[{"family":"Testperson","given":["Ada"]}],"birthDate":"1950-12-10","active":true,"note":"150 bytes of JSON."}'
 # glibc chooses string functions by the sizes of the caches too, which valgrind does not hide.
@@ -64,9 +64,10 @@ def main():
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # a count does not mind neighbours
         counts = dict(zip(names, pool.map(lambda name: steps(program, name), names)))
     if args.only.search("request_inbound request_outbound"):
-        rounds = [whole_request(args.port_base) for _ in range(args.rounds)]
-        for side in ("inbound", "outbound"):
-            counts[f"request_{side}"] = statistics.median(figures[side] for figures in rounds)
+        counts |= whole_requests(args, 3 if args.record else 1)
+        # Timers and wake-ups make one measure differ from the next by up to 1 %; what fails has been seen three times.
+        if not args.record and grown(counts, read_baseline()[1]):
+            counts |= whole_requests(args, 3)
     if args.record:
         record(counts, args)
     else:
@@ -77,7 +78,6 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true", help="write the baseline")
     parser.add_argument("--only", type=re.compile, default=re.compile(""), help="a pattern of names; with --record the others are kept")
-    parser.add_argument("--rounds", type=int, default=1, help="of the whole request; the median counts")
     parser.add_argument("--port-base", type=int, default=31900)
     parser.add_argument("--no-build", action="store_true", help="count what was built before")
     return parser.parse_args()
@@ -88,7 +88,7 @@ def environment():
 
 
 def steps(program, name):
-    few, many = UNITS.get(name, (1000, 11_000))
+    few, many = UNITS.get(name, (640, 12_800))
     counted = [callgrind(program, name, times) for times in (few, many)]
     return (counted[1] - counted[0]) / (many - few)
 
@@ -105,6 +105,12 @@ def callgrind(*command):
 
 def collected(text):
     return int(re.search(r"Collected\s*:\s*(\d+)", text)[1])
+
+
+def whole_requests(args, rounds):
+    """The medians of some measures of a whole request, by name."""
+    measured = [whole_request(args.port_base) for _ in range(rounds)]
+    return {f"request_{side}": statistics.median(figures[side] for figures in measured) for side in measured[0]}
 
 
 def whole_request(port_base):
@@ -223,29 +229,32 @@ def record(counts, args):
     print(f"recorded: {BASELINE.relative_to(ROOT)}")
 
 
+def grown(counts, known):
+    """The names whose counts grew by more than is tolerated."""
+    return [name for name, count in counts.items() if count > known.get(name, count) * (1 + TOLERANCE)]
+
+
 def compare(counts, args):
     """Prints the comparison; the exit code."""
     then, known = read_baseline()
     now = circumstances()
     other = [f"  {key}: recorded with {then.get(key)}, measured with {value}" for key, value in now.items() if then.get(key) != value]
-    grown, missing = [], [name for name in counts if name not in known]
+    worse, missing = grown(counts, known), [name for name in counts if name not in known]
     gone = [name for name in known if name not in counts] if not args.only.pattern else []
     print(f"{'':32} {'recorded':>12} {'now':>12} {'change':>8}")
     for name, count in counts.items():
         if name in missing:
             continue
-        change = count / known[name] - 1
-        print(f"{name:32} {known[name]:>12,.0f} {count:>12,.0f} {change:>+8.1%}")
-        if change > TOLERANCE:
-            grown.append(f"{name} grew by {change:.1%}, from {known[name]:,.0f} to {count:,.0f} instructions")
+        print(f"{name:32} {known[name]:>12,.0f} {count:>12,.0f} {count / known[name] - 1:>+8.1%}")
     if other:
         print("\nThe baseline comes from other circumstances, so differences may come from them:\n" + "\n".join(other))
-    if not (grown or missing or gone):
+    if not (worse or missing or gone):
         print(f"\nnothing grew by more than {TOLERANCE:.0%}")
         return 0
     print("\nFAILED: the hot path changed and benches/instructions.baseline did not.")
-    print("\n".join(f"  {line}" for line in grown))
-    print("\n".join([f"  {name} is not in the baseline" for name in missing] + [f"  {name} is in the baseline and is not measured" for name in gone]))
+    lines = [f"{name} grew by {counts[name] / known[name] - 1:.1%}, from {known[name]:,.0f} to {counts[name]:,.0f} instructions" for name in worse]
+    lines += [f"{name} is not in the baseline" for name in missing] + [f"{name} is in the baseline and is not measured" for name in gone]
+    print("\n".join(f"  {line}" for line in lines))
     print("Make it cheaper, or say in the commit why it must cost more and put the new counts into the same commit:\n  benches/instructions.py --record")
     return 1
 

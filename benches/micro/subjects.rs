@@ -40,11 +40,23 @@ pub(crate) const SUBJECTS: &[Subject] = &[
     },
     Subject { name: "admit_escaped", make: || admission("/fhir/Patient/M%c3%bcller%2c%20Ada%7e1".into()) },
     Subject { name: "admit_2048_bytes", make: || admission(format!("/{}", "a1b2c3d/".repeat(255))) },
-    Subject { name: "decide_10_rules", make: || decision(10, "/fhir/Type5/8412") },
-    Subject { name: "decide_1000_rules", make: || decision(1000, "/fhir/Type500/8412") },
-    Subject { name: "decide_10000_rules", make: || decision(10_000, "/fhir/Type5000/8412") },
-    Subject { name: "decide_10000_rules_deep_path", make: || decision(10_000, DEEP) },
-    Subject { name: "decide_10000_rules_denied", make: || decision(10_000, "/fhir/Nothing/8412") },
+    Subject { name: "decide_10_rules", make: || decision(10, |n| format!("/fhir/Type{}/8412", 2 + n % 8)) },
+    Subject {
+        name: "decide_1000_rules",
+        make: || decision(1000, |n| format!("/fhir/Type{}/8412", 2 + 15 * n)),
+    },
+    Subject {
+        name: "decide_10000_rules",
+        make: || decision(10_000, |n| format!("/fhir/Type{}/8412", 2 + 150 * n)),
+    },
+    Subject {
+        name: "decide_10000_rules_deep_path",
+        make: || decision(10_000, |n| DEEP.replace("7a3b", &n.to_string())),
+    },
+    Subject {
+        name: "decide_10000_rules_denied",
+        make: || decision(10_000, |n| format!("/fhir/Nothing{n}/8412")),
+    },
     Subject { name: "pseudonym", make: trail::pseudonym },
     Subject { name: "headers_usual", make: headers_usual },
     Subject { name: "headers_hop_by_hop", make: headers_hop_by_hop },
@@ -77,14 +89,26 @@ fn admission(target: String) -> Box<dyn FnMut()> {
     Box::new(move || drop(black_box(admit(black_box(&raw(&target)), &rules))))
 }
 
-/// The decision alone: grants are bound to the connection and the target was admitted before.
-fn decision(rules: usize, target: &'static str) -> Box<dyn FnMut()> {
+/// The decision alone: grants are bound to the connection and targets were admitted before. 64 targets in turn, because what
+/// one of them costs hangs on how it falls into the tree's hash tables, which differ from process to process.
+fn decision(rules: usize, target: fn(usize) -> String) -> Box<dyn FnMut()> {
     let policy = policy(rules, 1);
     let grants = policy.grants(&SpiffeId::parse(WEB).unwrap(), NOW);
-    let admitted = admit(&raw(target), policy.path_rules()).ok().unwrap();
-    assert_eq!(policy.decide(&grants, &admitted).is_allowed(), !target.contains("Nothing"));
+    let targets: Vec<&'static str> = (0..64).map(|n| &*target(n).leak()).collect();
+    let admitted: Vec<_> =
+        targets.iter().map(|target| admit(&raw(target), policy.path_rules()).ok().unwrap()).collect();
+    for (request, target) in admitted.iter().zip(&targets) {
+        let allowed = policy.decide(&grants, request).is_allowed();
+        assert_eq!(
+            allowed,
+            !target.contains("Nothing"),
+            "{target} is not decided as the subject's name says"
+        );
+    }
+    let mut turn = 0;
     Box::new(move || {
-        black_box(policy.decide(black_box(&grants), black_box(&admitted)));
+        turn = (turn + 1) % admitted.len();
+        black_box(policy.decide(black_box(&grants), black_box(&admitted[turn])));
     })
 }
 
