@@ -79,7 +79,10 @@ impl Spool {
             ..InstanceFacts::default()
         };
         let audit = Audit::start(config, &instance, &[]).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().build_local(Default::default()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build_local(Default::default())
+            .unwrap();
         let seed = audit.recorder();
         let recorder = runtime.block_on(async move { seed.attach() });
         let conn = ConnFragment::new(&ConnFacts {

@@ -12,6 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::clock::{InstantText, unix_ns};
 use super::encode::Batch;
@@ -26,6 +29,9 @@ const MAX_UNWRITTEN_EVENTS: u64 = 16 * 1024;
 const MAX_UNWRITTEN_BYTES: u64 = 8 * 1024 * 1024;
 /// A batch of this many bytes does not wait for the end of the turn.
 const FULL_BATCH_BYTES: u64 = 256 * 1024;
+/// How long completions, for which nobody waits, wait for a decision to travel with: they share its write, and its wake-up of
+/// the writer's thread.
+const COMPANY: Duration = Duration::from_millis(5);
 /// The most places a worker takes from the spool at once, so that the shared counter is touched once in many requests.
 const LEASE_PLACES: i64 = 32;
 
@@ -64,7 +70,7 @@ impl RecorderSeed {
     /// Makes this thread a worker of the trail.
     ///
     /// # Panics
-    /// Outside a tokio `LocalRuntime` or `LocalSet`.
+    /// Outside a tokio `LocalRuntime` or `LocalSet`, or where the runtime has no timer.
     pub fn attach(self) -> Recorder {
         let link = Arc::new(WorkerLink::default());
         self.shared.tail().workers.push(link.clone());
@@ -80,6 +86,8 @@ impl RecorderSeed {
             lease: Cell::new(0),
             chunk,
             pump: RefCell::new(None),
+            hasty: Cell::new(false),
+            timed: Cell::new(false),
             waiters: RefCell::default(),
         });
         tokio::task::spawn_local(pump(Rc::downgrade(&worker), link));
@@ -133,7 +141,7 @@ impl Reservation {
             self.worker.shared.gap.count(ev.decision.outcome == "allow", ev.time_unix_ns);
             return Recorded { worker: self.worker.clone(), position: 0 };
         }
-        self.push(|batch, clock| batch.decision(ev, clock))
+        self.push(Haste::AtOnce, |batch, clock| batch.decision(ev, clock))
     }
 
     /// Records how an allowed request ended.
@@ -142,7 +150,7 @@ impl Reservation {
     /// In a debug build, when more events are recorded than were reserved.
     pub fn complete(&mut self, ev: &AccessComplete<'_>) {
         if !self.counts_only {
-            let _ = self.push(|batch, clock| batch.complete(ev, clock)); // nobody waits for a completion
+            let _ = self.push(Haste::InCompany, |batch, clock| batch.complete(ev, clock)); // nobody waits for a completion
         }
     }
 
@@ -154,10 +162,11 @@ impl Reservation {
         if self.counts_only {
             return self.worker.shared.gap.count(false, ev.time_unix_ns);
         }
-        let _ = self.push(|batch, clock| batch.conn_rejected(ev, clock)); // nothing is forwarded, so nobody waits
+        // Nothing is forwarded, so nobody waits.
+        let _ = self.push(Haste::InCompany, |batch, clock| batch.conn_rejected(ev, clock));
     }
 
-    fn push(&mut self, encode: impl FnOnce(&mut Batch, &mut InstantText)) -> Recorded {
+    fn push(&mut self, haste: Haste, encode: impl FnOnce(&mut Batch, &mut InstantText)) -> Recorded {
         debug_assert!(self.places > 0, "more events are recorded than were reserved");
         match self.places.checked_sub(1) {
             Some(left) => self.places = left,
@@ -165,7 +174,7 @@ impl Reservation {
             None => drop(self.worker.shared.free.fetch_sub(PLACE_BYTES, Ordering::AcqRel)),
         }
         // Position 0 waits for nothing. A build for `benches/mesh --noaudit` alone: no feature or option of phiward leads here.
-        let position = if cfg!(phiward_bench_no_audit) { 0 } else { self.worker.push(encode) };
+        let position = if cfg!(phiward_bench_no_audit) { 0 } else { self.worker.push(haste, encode) };
         Recorded { worker: self.worker.clone(), position }
     }
 }
@@ -174,6 +183,15 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         self.worker.return_places(i64::from(self.places));
     }
+}
+
+/// When an event must leave the worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Haste {
+    /// With this turn of the event loop: a request waits for it.
+    AtOnce,
+    /// With the next one that cannot wait, or after [`COMPANY`].
+    InCompany,
 }
 
 /// An event that is on its way to the spool. Dropping it changes nothing: the event is recorded all the same.
@@ -256,6 +274,10 @@ struct Worker {
     lease: Cell<i64>,
     chunk: i64,
     pump: RefCell<Option<Waker>>,
+    /// Whether an event of the batch cannot wait.
+    hasty: Cell<bool>,
+    /// Whether the pump's timer runs.
+    timed: Cell<bool>,
     waiters: RefCell<Waiters>,
 }
 
@@ -299,24 +321,30 @@ impl Worker {
         }
     }
 
-    fn push(&self, encode: impl FnOnce(&mut Batch, &mut InstantText)) -> u64 {
+    fn push(&self, haste: Haste, encode: impl FnOnce(&mut Batch, &mut InstantText)) -> u64 {
         let mut batch = self.batch.borrow_mut();
-        let was_empty = batch.is_empty();
         let before = batch.bytes();
         encode(&mut batch, &mut self.clock.borrow_mut());
         self.recorded.set(self.recorded.get() + 1);
         self.recorded_bytes.set(self.recorded_bytes.get() + batch.bytes() - before);
         let full = batch.bytes() >= FULL_BATCH_BYTES;
         drop(batch);
+        // The pump is told once: of the first event that cannot wait, and of the first that its timer is for.
+        let pump_knows = match haste {
+            Haste::AtOnce => self.hasty.replace(true),
+            Haste::InCompany => self.timed.replace(true),
+        };
+        if !pump_knows && let Some(pump) = &*self.pump.borrow() {
+            pump.wake_by_ref();
+        }
         if full {
             self.flush();
-        } else if was_empty && let Some(pump) = &*self.pump.borrow() {
-            pump.wake_by_ref();
         }
         self.recorded.get()
     }
 
     fn flush(&self) {
+        self.hasty.set(false);
         if self.batch.borrow().is_empty() {
             return;
         }
@@ -356,7 +384,9 @@ impl Worker {
             *pump = Some(cx.waker().clone());
         }
         drop(pump);
-        self.flush();
+        if self.hasty.get() {
+            self.flush();
+        }
     }
 }
 
@@ -374,11 +404,24 @@ impl Drop for Worker {
 /// Sends what was recorded in this turn of the event loop, and wakes who waits when the writer has moved the marks.
 async fn pump(worker: Weak<Worker>, link: Arc<WorkerLink>) {
     let mut notified = pin!(link.wake.notified());
+    let mut company = pin!(tokio::time::sleep(COMPANY));
+    let mut running = false;
     poll_fn(|cx| {
         let Some(worker) = worker.upgrade() else {
             return Poll::Ready(());
         };
         worker.poll_pump(cx);
+        if worker.timed.get() {
+            if !running {
+                running = true;
+                company.as_mut().reset(Instant::now() + COMPANY);
+            }
+            if company.as_mut().poll(cx).is_ready() {
+                running = false;
+                worker.timed.set(false);
+                worker.flush();
+            }
+        }
         while notified.as_mut().poll(cx).is_ready() {
             notified.set(link.wake.notified());
             worker.wake_waiters();

@@ -77,12 +77,13 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
 
 /// Sets what the app, or the next sidecar, may rely on.
 pub(crate) fn set_trusted(headers: &mut HeaderMap, ids: &RequestIds, client_cert: Option<&HeaderValue>) {
-    // Both are made of hex digits and dashes, which a header value may always hold.
-    if let Ok(value) = HeaderValue::from_str(ids.request_id()) {
-        headers.insert(X_REQUEST_ID, value);
-    }
-    if let Ok(value) = HeaderValue::from_bytes(ids.traceparent()) {
-        headers.insert(TRACEPARENT, value);
+    // Both are made of hex digits and dashes, which a header value may always hold. No two requests have the same, so
+    // they are kept out of HPACK's table (RFC 7541, section 7.1.3), where each would push out what does come again.
+    for (name, text) in [(X_REQUEST_ID, ids.request_id().as_bytes()), (TRACEPARENT, ids.traceparent())] {
+        if let Ok(mut value) = HeaderValue::from_bytes(text) {
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        }
     }
     if let Some(value) = client_cert {
         headers.insert(X_FORWARDED_CLIENT_CERT, value.clone());

@@ -28,7 +28,8 @@ fn on_worker<F: Future<Output = ()>>(
     let shared = Arc::new(Shared::new(config, "epoch".into(), Vec::new(), VecDeque::new(), 0));
     let (writer, inbox) = mpsc::channel();
     let seed = RecorderSeed { shared: shared.clone(), writer };
-    let runtime = tokio::runtime::Builder::new_current_thread().build_local(Default::default()).unwrap();
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_time().start_paused(true).build_local(Default::default()).unwrap();
     runtime.block_on(async { test(seed.attach(), shared, inbox).await });
 }
 
@@ -99,6 +100,33 @@ fn the_events_of_one_turn_leave_as_one_message() {
         turn().await;
         turn().await;
         assert_eq!(write_all(&inbox), [6]);
+    });
+}
+
+/// If this fails, completions wake the writer one by one, or stay in the worker until the next request comes.
+#[test]
+fn completions_travel_with_the_next_decision_or_after_a_moment() {
+    on_worker(config(Durability::Write, OnFailure::Deny), |recorder, _, inbox| async move {
+        let mut first = recorder.reserve(2).unwrap();
+        let _ = decide(&mut first, "allow");
+        turn().await;
+        turn().await;
+        assert_eq!(write_all(&inbox), [1]);
+        complete(&mut first);
+        turn().await;
+        turn().await;
+        assert!(write_all(&inbox).is_empty(), "nobody waits for a completion");
+        let _ = decide(&mut recorder.reserve(1).unwrap(), "allow");
+        turn().await;
+        turn().await;
+        assert_eq!(write_all(&inbox), [2]);
+
+        for _ in 0..3 {
+            let mut alone = recorder.reserve(1).unwrap();
+            complete(&mut alone);
+            tokio::time::sleep(2 * COMPANY).await;
+            assert_eq!(write_all(&inbox), [1], "with no decision to travel with");
+        }
     });
 }
 

@@ -16,7 +16,11 @@ fn start(dir: &Path, durability: Durability, on_failure: OnFailure) -> Audit {
 }
 
 fn block_on<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread().build_local(Default::default()).unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build_local(Default::default())
+        .unwrap()
+        .block_on(future)
 }
 
 fn record(recorder: &Recorder) -> Result<Recorded, Unavailable> {
