@@ -8,21 +8,95 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use h2::{Reason, RecvStream};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::exchange::Exchange;
 use super::upstream::Lease;
 
+/// A body as it comes in, by either protocol.
+pub(crate) enum Inflow {
+    /// HTTP/1.1.
+    Whole(Incoming),
+    /// HTTP/2: a stream, and whether its data has ended.
+    Streamed(RecvStream, bool),
+}
+
+/// Why a body broke off.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    /// HTTP/1.1.
+    #[error(transparent)]
+    Whole(#[from] hyper::Error),
+    /// HTTP/2.
+    #[error(transparent)]
+    Streamed(#[from] h2::Error),
+}
+
+impl Inflow {
+    pub(crate) fn streamed(stream: RecvStream) -> Self {
+        Self::Streamed(stream, false)
+    }
+}
+
+impl Body for Inflow {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let (stream, data_ended) = match &mut *self {
+            Self::Whole(body) => return Pin::new(body).poll_frame(cx).map_err(Broken::from),
+            Self::Streamed(stream, data_ended) => (stream, data_ended),
+        };
+        if !*data_ended {
+            match ready!(stream.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    // Whoever asks for a frame passes it on before it asks again, so the sender may send as much more.
+                    drop(stream.flow_control().release_capacity(data.len()));
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                // The other side has sent all it will and wants no more of ours (RFC 9113, section 8.1).
+                Some(Err(error)) if error.reason() == Some(Reason::NO_ERROR) => return Poll::Ready(None),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                None => *data_ended = true,
+            }
+        }
+        match ready!(stream.poll_trailers(cx)) {
+            Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
+            Err(error) => Poll::Ready(Some(Err(error.into()))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(body) => body.is_end_stream(),
+            Self::Streamed(stream, _) => stream.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(body) => body.size_hint(),
+            // The head of an HTTP/2 message says it, where anybody does.
+            Self::Streamed(stream, _) if stream.is_end_stream() => SizeHint::with_exact(0),
+            Self::Streamed(..) => SizeHint::default(),
+        }
+    }
+}
+
 /// The body of a request on its way to an upstream.
 pub(crate) struct RequestBody {
-    inner: Incoming,
+    inner: Inflow,
     exchange: Rc<Exchange>,
     ended: bool,
 }
 
 impl RequestBody {
-    pub(crate) fn new(inner: Incoming, exchange: Rc<Exchange>) -> Self {
+    pub(crate) fn new(inner: Inflow, exchange: Rc<Exchange>) -> Self {
         Self { inner, exchange, ended: false }
     }
 }
@@ -37,12 +111,12 @@ impl Drop for RequestBody {
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) else {
             self.exchange.client_owes();
             return Poll::Pending;
@@ -53,7 +127,7 @@ impl Body for RequestBody {
                 self.exchange.add_request_bytes(frame.data_ref().map_or(0, Bytes::len));
                 self.ended = frame.is_trailers();
             }
-            Some(Err(_)) => {}
+            Some(Err(_)) => self.exchange.request_broke(),
             None => self.ended = true,
         }
         Poll::Ready(frame)
@@ -78,13 +152,13 @@ pub(crate) enum ReplyBody {
 
 /// An upstream's body. Its last frame ends the exchange and gives the connection back.
 pub(crate) struct UpstreamBody {
-    inner: Incoming,
+    inner: Inflow,
     exchange: Rc<Exchange>,
     lease: Option<Lease>,
 }
 
 impl ReplyBody {
-    pub(crate) fn upstream(inner: Incoming, exchange: Rc<Exchange>, lease: Lease) -> Self {
+    pub(crate) fn upstream(inner: Inflow, exchange: Rc<Exchange>, lease: Lease) -> Self {
         let mut body = UpstreamBody { inner, exchange, lease: Some(lease) };
         if body.inner.is_end_stream() {
             body.ended();
@@ -104,12 +178,12 @@ impl UpstreamBody {
 
 impl Body for ReplyBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let body = match &mut *self {
             Self::Own(bytes) => return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
             Self::Upstream(body) => body,

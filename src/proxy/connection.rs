@@ -3,7 +3,6 @@
 //! Owns TLS acceptance, the choice between HTTP/1.1 and HTTP/2, and the reasons for which a connection ends: its peer,
 //! a drain, or the peer's certificate running out. What happens to a request is `forward`'s.
 
-use std::error::Error;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -11,7 +10,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -20,11 +19,12 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::body::Inflow;
 use super::context::{ClientAddr, ConnContext, Direction, ListenerContext, PeerId, Worker};
-use super::dial::{CONNECTION_WINDOW, STREAM_WINDOW, retirement};
-use super::exec::LocalExec;
+use super::dial::{retirement, set_options};
 use super::forward::forward;
 use super::hangup;
+use super::http2;
 use super::linger::Linger;
 use super::listener::Slot;
 use crate::audit::{self, ConnFacts, ConnRejected, SubjectFacts, TlsFacts};
@@ -37,7 +37,6 @@ pub(crate) struct Builders {
     /// For plain connections, where [`super::hangup`] tells a client that has gone from one that finished sending. On the
     /// mesh leg a peer that closes its sending side has gone: no sidecar finishes sending before it has its answer.
     plain_h1: http1::Builder,
-    h2: http2::Builder<LocalExec>,
 }
 
 impl Builders {
@@ -50,15 +49,7 @@ impl Builders {
             .auto_date_header(false);
         let mut plain_h1 = h1.clone();
         plain_h1.half_close(true);
-        let mut h2 = http2::Builder::new(LocalExec);
-        h2.timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_concurrent_streams(limits.streams)
-            .max_header_list_size(limits.head_bytes)
-            .keep_alive_interval(Duration::from_secs(20))
-            .auto_date_header(false);
-        Self { h1, plain_h1, h2 }
+        Self { h1, plain_h1 }
     }
 }
 
@@ -70,7 +61,7 @@ pub(crate) async fn serve(
     addr: ClientAddr,
     slot: Slot,
 ) {
-    if stream.set_nodelay(true).is_err() {
+    if set_options(&stream).is_err() {
         return; // the peer is gone already
     }
     match &listener.direction {
@@ -193,38 +184,62 @@ where
     let life = conn.peer.as_ref().map(|peer| peer.life);
     let gauge = worker.metrics.connections(conn.listener.direction.side());
     gauge.inc();
-    let service = {
-        let conn = conn.clone();
-        service_fn(move |request: http::Request<Incoming>| forward(conn.clone(), request))
-    };
-    let ended = if h2 {
-        let conn = worker.builders.h2.serve_connection(TokioIo::new(stream), service);
-        drive(conn, &worker, life, |c| c.graceful_shutdown()).await
-    } else {
-        let builder = if conn.hangup.is_some() { &worker.builders.plain_h1 } else { &worker.builders.h1 };
-        let io = TokioIo::new(Linger::new(stream, conn.remainder.clone()));
-        let conn = builder.serve_connection(io, service).with_upgrades();
-        drive(conn, &worker, life, |c| c.graceful_shutdown()).await
-    };
+    let offence = if h2 { serve_h2(&conn, stream, life).await } else { serve_h1(&conn, stream, life).await };
     gauge.dec();
-    if let Err(error) = ended
-        && let Some(reason) = protocol_offence(&error)
-    {
+    if let Some(reason) = offence {
         let subject = conn.peer.as_ref().map(PeerId::facts);
         reject(&worker, &conn.listener, addr, reason, subject);
     }
 }
 
-/// What a peer did to HTTP itself. hyper answers such a request on its own, before there is a request to decide about,
-/// so the connection's event is the record of it.
-fn protocol_offence(error: &hyper::Error) -> Option<&'static str> {
-    if error.is_parse_too_large() {
-        return Some("head_too_large");
+/// Serves HTTP/1.1. Returns what the peer did to HTTP itself: hyper answers such a request on its own, before there is a
+/// request to decide about, so the connection's event is the record of it.
+async fn serve_h1<S>(
+    conn: &Rc<ConnContext>,
+    stream: S,
+    life: Option<(Instant, Instant)>,
+) -> Option<&'static str>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let builders = &conn.worker.builders;
+    let builder = if conn.hangup.is_some() { &builders.plain_h1 } else { &builders.h1 };
+    let io = TokioIo::new(Linger::new(stream, conn.remainder.clone()));
+    let service = {
+        let conn = conn.clone();
+        service_fn(move |request: http::Request<Incoming>| forward(conn.clone(), request.map(Inflow::Whole)))
+    };
+    let serving = builder.serve_connection(io, service).with_upgrades();
+    match drive(serving, &conn.worker, life, |c| c.graceful_shutdown()).await {
+        Some(Err(error)) if error.is_parse_too_large() => Some("head_too_large"),
+        Some(Err(error)) if error.is_parse() => Some("malformed_http"),
+        _ => None,
     }
-    // HTTP/2: we ended the connection, and not because it was time.
-    let http2 = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
-    let ended_by_us = http2.is_some_and(|e| e.is_library() && e.reason() != Some(h2::Reason::NO_ERROR));
-    (error.is_parse() || ended_by_us).then_some("malformed_http")
+}
+
+/// Serves HTTP/2, and returns what [`serve_h1`] does.
+async fn serve_h2<S>(
+    conn: &Rc<ConnContext>,
+    stream: S,
+    life: Option<(Instant, Instant)>,
+) -> Option<&'static str>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let limits = &conn.worker.limits;
+    let mut drain = conn.worker.drain.clone();
+    let accepted = tokio::select! {
+        biased;
+        accepted = tokio::time::timeout(limits.head_timeout, http2::accept(conn.clone(), stream, limits)) => accepted.ok()?,
+        () = drain.begun() => return None, // nothing was asked yet
+    };
+    let ended = match accepted {
+        Ok(serving) => drive(serving, &conn.worker, life, |serving| serving.get_mut().finish()).await?,
+        Err(error) => Err(error),
+    };
+    let error = ended.err()?;
+    // We ended the connection, and not because it was time.
+    (error.is_library() && error.reason() != Some(h2::Reason::NO_ERROR)).then_some("malformed_http")
 }
 
 fn reject(
@@ -253,16 +268,13 @@ fn plain_facts(listener: &ListenerContext, addr: ClientAddr) -> ConnFacts<'_> {
 }
 
 /// Serves until the connection ends by itself, a drain asks it to finish, or its peer's certificate runs out. `finish`
-/// tells it to end what it has and take nothing new.
-async fn drive<C>(
+/// tells it to end what it has and take nothing new. Returns how it ended, or nothing when the certificate ended it.
+async fn drive<C: Future>(
     conn: C,
     worker: &Worker,
     life: Option<(Instant, Instant)>,
     finish: impl FnOnce(Pin<&mut C>),
-) -> hyper::Result<()>
-where
-    C: Future<Output = hyper::Result<()>>,
-{
+) -> Option<C::Output> {
     let mut conn = std::pin::pin!(conn);
     let mut drain = worker.drain.clone();
     let mut finishing = std::pin::pin!(async {
@@ -281,12 +293,12 @@ where
         finishing.as_mut().poll(cx).map(|()| None)
     });
     if let Some(ended) = asked.await {
-        return ended;
+        return Some(ended);
     }
     finish(conn.as_mut());
     match life {
-        None => conn.await,
+        None => Some(conn.await),
         // Access ends with the certificate that it was given on, whatever is under way.
-        Some((_, end)) => tokio::time::timeout_at(end, conn).await.unwrap_or(Ok(())),
+        Some((_, end)) => tokio::time::timeout_at(end, conn).await.ok(),
     }
 }

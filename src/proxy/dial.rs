@@ -8,16 +8,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hyper::client::conn::{http1, http2};
-use hyper::rt::{Read, Write};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use super::body::RequestBody;
-use super::exec::LocalExec;
+use super::http2;
 use super::outcome::Failure;
 use super::upstream::{Protocol, UpstreamSettings};
 use crate::identity::SpiffeId;
@@ -42,7 +43,7 @@ pub(crate) struct MeshDialer {
 /// The sending end of a new connection.
 pub(crate) enum Sender {
     H1(http1::SendRequest<RequestBody>),
-    H2(http2::SendRequest<RequestBody>),
+    H2(http2::Connection),
 }
 
 /// How long a connection may take new requests.
@@ -55,10 +56,6 @@ pub(crate) struct Life {
 
 /// How long before a certificate expires its connections take nothing new: a tenth of what is left, this at most.
 const RETIRE_MOST: Duration = Duration::from_secs(30);
-/// HTTP/2 windows: a stream's, and the connection's at four times that, so that an app that reads one stream before
-/// another cannot stall both.
-pub(crate) const STREAM_WINDOW: u32 = 1 << 20;
-pub(crate) const CONNECTION_WINDOW: u32 = 4 * STREAM_WINDOW;
 
 impl Life {
     /// When the peer's certificate runs out, which ends what the connection carries.
@@ -125,9 +122,9 @@ impl Dialer {
         settings: &UpstreamSettings,
     ) -> Result<(Sender, Life), Failure> {
         let stream = TcpStream::connect(addr).await.map_err(|_| Failure::CONNECT)?;
-        stream.set_nodelay(true).map_err(|_| Failure::CONNECT)?;
+        set_options(&stream).map_err(|_| Failure::CONNECT)?;
         let Self::Mesh(mesh) = self else {
-            let sender = handshake(TokioIo::new(stream), settings, None).await?;
+            let sender = handshake(stream, settings, None).await?;
             return Ok((sender, Life { generation: 0, retire_at: None, ends_at: None }));
         };
         let (generation, client) = mesh.current();
@@ -141,9 +138,27 @@ impl Dialer {
             return Err(Failure::TLS);
         }
         let (retire_at, end) = retirement(peer.not_after);
-        let sender = handshake(TokioIo::new(stream), settings, Some(end)).await?;
+        let sender = handshake(stream, settings, Some(end)).await?;
         Ok((sender, Life { generation, retire_at: Some(retire_at), ends_at: Some(end) }))
     }
+}
+
+/// How long a connection may be silent before the kernel asks the other end whether it is still there.
+const ASK_AFTER: Duration = Duration::from_secs(20);
+/// How long it may take to hear from the other end: to that question, or to anything sent.
+const HEAR_WITHIN: Duration = Duration::from_secs(30);
+
+/// What every connection wants of the kernel: small writes sent at once, and a peer that vanished without a word (a node that
+/// lost its power) found out. HTTP/2 pings would do the second too, at a look at the clock for each frame.
+///
+/// # Errors
+/// The connection is gone already.
+pub(crate) fn set_options(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let asks = TcpKeepalive::new().with_time(ASK_AFTER).with_interval(Duration::from_secs(5)).with_retries(2);
+    socket.set_tcp_keepalive(&asks)?;
+    socket.set_tcp_user_timeout(Some(HEAR_WITHIN))
 }
 
 impl MeshDialer {
@@ -167,41 +182,28 @@ fn failure_of(error: &std::io::Error) -> Failure {
 
 async fn handshake<T>(io: T, settings: &UpstreamSettings, end: Option<Instant>) -> Result<Sender, Failure>
 where
-    T: Read + Write + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     match settings.protocol {
         Protocol::H1 => {
-            let made =
-                http1::Builder::new().max_header_size(settings.head_bytes as usize).handshake(io).await;
-            let (sender, conn) = made.map_err(|_| Failure::CONNECT)?;
-            drive(conn.with_upgrades(), end);
+            let builder = http1::Builder::new().max_header_size(settings.head_bytes as usize).clone();
+            let (sender, conn) = builder.handshake(TokioIo::new(io)).await.map_err(|_| Failure::CONNECT)?;
+            drive(async { drop(conn.with_upgrades().await) }, end);
             Ok(Sender::H1(sender))
         }
         Protocol::H2 => {
-            let (sender, conn) = http2::Builder::new(LocalExec)
-                .timer(TokioTimer::new())
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
-                .max_header_list_size(settings.head_bytes)
-                .initial_max_send_streams(settings.streams as usize)
-                .keep_alive_interval(Duration::from_secs(20))
-                .handshake(io)
-                .await
-                .map_err(|_| Failure::CONNECT)?;
-            drive(conn, end);
-            Ok(Sender::H2(sender))
+            let (connection, driver) = http2::connect(io, settings).await.map_err(|_| Failure::CONNECT)?;
+            drive(driver, end);
+            Ok(Sender::H2(connection))
         }
     }
 }
 
 /// Drives a connection on this worker until it closes, or its peer's certificate expires.
-fn drive<F>(conn: F, end: Option<Instant>)
-where
-    F: Future<Output = Result<(), hyper::Error>> + 'static,
-{
+fn drive(conn: impl Future<Output = ()> + 'static, end: Option<Instant>) {
     let task = async move {
         match end {
-            None => drop(conn.await),
+            None => conn.await,
             Some(end) => drop(tokio::time::timeout_at(end, conn).await),
         }
     };

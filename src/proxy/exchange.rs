@@ -21,6 +21,7 @@ pub(crate) struct Exchange {
     reservation: RefCell<Option<audit::Reservation>>,
     completes: Cell<bool>,
     upstream_owes: Cell<Option<Instant>>,
+    request_broke: Cell<bool>,
     request_bytes: Cell<u64>,
     response_bytes: Cell<u64>,
     status: Cell<u16>,
@@ -45,6 +46,7 @@ impl Exchange {
             reservation: RefCell::new(reservation),
             completes: Cell::new(completes),
             upstream_owes: Cell::new(Some(Instant::now())),
+            request_broke: Cell::new(false),
             request_bytes: Cell::new(0),
             response_bytes: Cell::new(0),
             status: Cell::new(0),
@@ -67,6 +69,16 @@ impl Exchange {
     /// The upstream wants more of the request's body than the client has sent so far.
     pub(crate) fn client_owes(&self) {
         self.upstream_owes.set(None);
+    }
+
+    /// The client's body broke off, or was malformed.
+    pub(crate) fn request_broke(&self) {
+        self.request_broke.set(true);
+    }
+
+    /// Why there is no response: a client whose body breaks off is told apart from an upstream that does.
+    pub(crate) fn unanswered(&self) -> Failure {
+        if self.request_broke.get() { Failure::CLIENT_BODY } else { Failure::RESET }
     }
 
     /// The request's body was given up before its end.

@@ -11,10 +11,10 @@ use std::rc::Rc;
 use http::header::{self, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{Request, Response, StatusCode, Uri, Version};
-use hyper::body::{Body, Incoming};
+use http_body::Body;
 
 use super::authorize::{Granted, authorize};
-use super::body::{ReplyBody, RequestBody};
+use super::body::{Inflow, ReplyBody, RequestBody};
 use super::context::{ConnContext, Direction};
 use super::exchange::Exchange;
 use super::headers::{self, TRACEPARENT};
@@ -30,7 +30,7 @@ use crate::audit::Recorded;
 /// moves it about for every request.
 pub(crate) fn forward(
     conn: Rc<ConnContext>,
-    request: Request<Incoming>,
+    request: Request<Inflow>,
 ) -> impl Future<Output = Result<Response<ReplyBody>, Infallible>> {
     let mut step = decide(&conn, request);
     async move {
@@ -65,7 +65,7 @@ struct Onward {
     reader: Reader,
 }
 
-fn decide(conn: &Rc<ConnContext>, mut request: Request<Incoming>) -> Step {
+fn decide(conn: &Rc<ConnContext>, mut request: Request<Inflow>) -> Step {
     if let Direction::Probes { health, .. } = &conn.listener.direction
         && let Some(reply) = health.answer(request.method(), request.uri().path())
     {
@@ -137,7 +137,7 @@ impl Onward {
 }
 
 /// The response as the client gets it: hop-by-hop fields gone, the body streaming.
-fn passed_on(response: Response<Incoming>, exchange: Rc<Exchange>, lease: Lease) -> Response<ReplyBody> {
+fn passed_on(response: Response<Inflow>, exchange: Rc<Exchange>, lease: Lease) -> Response<ReplyBody> {
     let (mut parts, body) = response.into_parts();
     headers::clean_response(&mut parts.headers);
     parts.version = Version::HTTP_11; // the client's connection knows what it speaks
@@ -149,7 +149,7 @@ fn passed_on(response: Response<Incoming>, exchange: Rc<Exchange>, lease: Lease)
 fn next_request(
     conn: &ConnContext,
     exchange: &Rc<Exchange>,
-    request: Request<Incoming>,
+    request: Request<Inflow>,
     target: Option<PathAndQuery>,
     switch: Option<&Switch>,
     protocol: Protocol,

@@ -10,14 +10,13 @@ use std::task::{Context, Poll, ready};
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::authorize::revoked;
-use super::body::ReplyBody;
+use super::body::{Inflow, ReplyBody};
 use super::context::ConnContext;
 use super::exchange::Exchange;
 use super::headers;
@@ -41,7 +40,7 @@ const COPY_BUFFER: usize = 16 * 1024;
 
 /// The switch that `request` asks for, if it does so by the rules of RFC 9110, section 7.8. `h2c` is not among them
 /// (RFC 9113 dropped it, and smuggling lives there): such a request is served as plain HTTP/1.1.
-pub(crate) fn asked(conn: &Rc<ConnContext>, request: &mut Request<Incoming>) -> Option<Switch> {
+pub(crate) fn asked(conn: &Rc<ConnContext>, request: &mut Request<Inflow>) -> Option<Switch> {
     if request.version() != Version::HTTP_11 || !headers::names_upgrade(request.headers()) {
         return None;
     }
@@ -54,7 +53,7 @@ pub(crate) fn asked(conn: &Rc<ConnContext>, request: &mut Request<Incoming>) -> 
 }
 
 /// The parts of a request's head that decide.
-fn head_of(request: &Request<Incoming>) -> Request<()> {
+fn head_of(request: &Request<Inflow>) -> Request<()> {
     let mut head = Request::new(());
     *head.method_mut() = request.method().clone();
     *head.uri_mut() = request.uri().clone();
@@ -77,7 +76,7 @@ impl Switch {
     /// The upstream switched to something the client did not ask for.
     pub(crate) fn complete(
         self,
-        mut response: Response<Incoming>,
+        mut response: Response<Inflow>,
         exchange: Rc<Exchange>,
         lease: Lease,
     ) -> Result<Response<ReplyBody>, Failure> {

@@ -10,17 +10,19 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::client::conn::{TrySendError, http1};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::body::RequestBody;
+use super::body::{Inflow, RequestBody};
 use super::dial::{Dialer, Life, Sender};
 use super::exchange::Exchange;
+use super::http2;
 use super::outcome::Failure;
 
 /// One app or service as one worker sees it.
@@ -74,7 +76,7 @@ struct H1 {
 }
 
 struct H2 {
-    sender: RefCell<http2::SendRequest<RequestBody>>,
+    connection: http2::Connection,
     life: Life,
     in_flight: Cell<u32>,
     last_used: Cell<Instant>,
@@ -88,7 +90,8 @@ pub(crate) struct Lease {
 
 enum Held {
     H1(H1),
-    H2(Rc<H2>),
+    /// And what still uploads when the response has come.
+    H2(Rc<H2>, Option<http2::Upload>),
     /// Given back, or torn from a lease that ends.
     Nothing,
 }
@@ -99,9 +102,31 @@ pub(crate) struct Sent {
     answer: Answer,
 }
 
-/// The response's head; or why there is none, with the request itself where it provably never left. Boxed, because both
-/// protocols have a nameless type of their own for it.
-type Answer = Pin<Box<dyn Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>>>;
+enum Answer {
+    /// Boxed, because hyper's type for it has no name.
+    H1(Pin<Box<dyn Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>>>),
+    H2(http2::Reply),
+    /// Nothing was sent; the request itself, unless it is lost.
+    Unsent(Option<Request<RequestBody>>),
+}
+
+/// No response: with the request itself where it provably never left.
+struct Unanswered(Option<Request<RequestBody>>);
+
+impl Future for Answer {
+    type Output = Result<Response<Inflow>, Unanswered>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(match &mut *self {
+            Self::H1(answer) => match ready!(answer.as_mut().poll(cx)) {
+                Ok(response) => Ok(response.map(Inflow::Whole)),
+                Err(mut error) => Err(Unanswered(error.take_message())),
+            },
+            Self::H2(answer) => ready!(Pin::new(answer).poll(cx)).map_err(|_| Unanswered(None)),
+            Self::Unsent(request) => Err(Unanswered(request.take())),
+        })
+    }
+}
 
 /// Whether a connection that carried requests before will do.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -168,14 +193,11 @@ impl Upstream {
         &self,
         mut sent: Sent,
         exchange: &Exchange,
-    ) -> Result<(Response<Incoming>, Lease), Failure> {
-        let answered = self.in_time(exchange, &mut sent.answer).await?;
-        match answered {
-            Ok(response) => Ok((response, sent.lease)),
-            Err(mut unanswered) => match unanswered.take_message() {
-                Some(request) => Box::pin(self.resend(request, exchange)).await,
-                None => Err(failure_of(unanswered.error())),
-            },
+    ) -> Result<(Response<Inflow>, Lease), Failure> {
+        match self.in_time(exchange, &mut sent.answer).await? {
+            Ok(response) => Ok((response, sent.answered())),
+            Err(Unanswered(Some(request))) => Box::pin(self.resend(request, exchange)).await,
+            Err(Unanswered(None)) => Err(exchange.unanswered()),
         }
     }
 
@@ -183,11 +205,11 @@ impl Upstream {
         &self,
         request: Request<RequestBody>,
         exchange: &Exchange,
-    ) -> Result<(Response<Incoming>, Lease), Failure> {
+    ) -> Result<(Response<Inflow>, Lease), Failure> {
         let mut sent = self.new_lease(None, Reuse::Never).await?.send(request);
         match self.in_time(exchange, &mut sent.answer).await? {
-            Ok(response) => Ok((response, sent.lease)),
-            Err(unanswered) => Err(failure_of(unanswered.error())),
+            Ok(response) => Ok((response, sent.answered())),
+            Err(_) => Err(exchange.unanswered()),
         }
     }
 
@@ -223,7 +245,7 @@ impl Upstream {
                 .borrow_mut()
                 .retain(|c| !c.sender.is_closed() && c.life.usable(generation, now) && !old(c.idle_since));
             endpoint.h2.borrow_mut().retain(|c| {
-                let closing = c.sender.borrow().is_closed() || !c.life.usable(generation, now);
+                let closing = c.connection.is_closed() || !c.life.usable(generation, now);
                 !(closing || c.in_flight.get() == 0 && old(c.last_used.get()))
             });
         }
@@ -280,10 +302,10 @@ impl Upstream {
             }
             Protocol::H2 => {
                 let mut live = endpoint.h2.borrow_mut();
-                live.retain(|c| !c.sender.borrow().is_closed() && c.life.usable(generation, now));
+                live.retain(|c| !c.connection.is_closed() && c.life.usable(generation, now));
                 let roomy = live.iter().filter(|c| c.in_flight.get() < self.settings.streams);
                 let least = roomy.min_by_key(|c| c.in_flight.get())?.clone();
-                Some(Lease::new(endpoint.clone(), Held::H2(least)))
+                Some(Lease::new(endpoint.clone(), Held::H2(least, None)))
             }
         }
     }
@@ -303,15 +325,11 @@ impl Upstream {
         endpoint.rest_until.set(None);
         let held = match sender {
             Sender::H1(sender) => Held::H1(H1 { sender, life, idle_since: now }),
-            Sender::H2(sender) => {
-                let conn = Rc::new(H2 {
-                    sender: RefCell::new(sender),
-                    life,
-                    in_flight: Cell::new(0),
-                    last_used: Cell::new(now),
-                });
+            Sender::H2(connection) => {
+                let conn =
+                    Rc::new(H2 { connection, life, in_flight: Cell::new(0), last_used: Cell::new(now) });
                 endpoint.h2.borrow_mut().push(conn.clone());
-                Held::H2(conn)
+                Held::H2(conn, None)
             }
         };
         Ok(Lease::new(endpoint, held))
@@ -365,10 +383,21 @@ impl Endpoint {
     }
 }
 
+impl Sent {
+    /// The lease, once the response is there.
+    fn answered(self) -> Lease {
+        let Self { mut lease, answer } = self;
+        if let (Held::H2(_, upload), Answer::H2(reply)) = (&mut lease.held, answer) {
+            *upload = reply.into_upload();
+        }
+        lease
+    }
+}
+
 impl Lease {
     fn new(endpoint: Rc<Endpoint>, held: Held) -> Self {
         endpoint.in_flight.set(endpoint.in_flight.get() + 1);
-        if let Held::H2(conn) = &held {
+        if let Held::H2(conn, _) = &held {
             conn.in_flight.set(conn.in_flight.get() + 1);
         }
         Self { endpoint, held }
@@ -377,8 +406,8 @@ impl Lease {
     /// Hands `request` to the connection.
     pub(crate) fn send(mut self, request: Request<RequestBody>) -> Sent {
         let answer: Answer = match &mut self.held {
-            Held::H1(conn) => Box::pin(conn.sender.try_send_request(request)),
-            Held::H2(conn) => Box::pin(conn.sender.borrow_mut().try_send_request(request)),
+            Held::H1(conn) => Answer::H1(Box::pin(conn.sender.try_send_request(request))),
+            Held::H2(conn, _) => conn.connection.send(request).map_or_else(Answer::Unsent, Answer::H2),
             Held::Nothing => unreachable!("only release() empties a lease, and it consumes it"),
         };
         Sent { lease: self, answer }
@@ -388,19 +417,28 @@ impl Lease {
     pub(crate) fn ends_at(&self) -> Option<Instant> {
         match &self.held {
             Held::H1(conn) => conn.life.ends_at(),
-            Held::H2(conn) => conn.life.ends_at(),
+            Held::H2(conn, _) => conn.life.ends_at(),
             Held::Nothing => None,
         }
     }
 
     /// The response was read to its end: an HTTP/1.1 connection may carry the next request.
     pub(crate) fn release(mut self) {
-        if matches!(self.held, Held::H1(_))
-            && let Held::H1(mut conn) = std::mem::replace(&mut self.held, Held::Nothing)
-            && !conn.sender.is_closed()
-        {
-            conn.idle_since = Instant::now();
-            self.endpoint.idle_h1.borrow_mut().push(conn);
+        match &mut self.held {
+            Held::H1(_) => {
+                if let Held::H1(mut conn) = std::mem::replace(&mut self.held, Held::Nothing)
+                    && !conn.sender.is_closed()
+                {
+                    conn.idle_since = Instant::now();
+                    self.endpoint.idle_h1.borrow_mut().push(conn);
+                }
+            }
+            Held::H2(_, upload) => {
+                if let Some(upload) = upload.take() {
+                    upload.detach();
+                }
+            }
+            Held::Nothing => {}
         }
     }
 }
@@ -408,14 +446,9 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.endpoint.in_flight.set(self.endpoint.in_flight.get() - 1);
-        if let Held::H2(conn) = &self.held {
+        if let Held::H2(conn, _) = &self.held {
             conn.in_flight.set(conn.in_flight.get() - 1);
             conn.last_used.set(Instant::now());
         }
     }
-}
-
-/// A body of the client's that breaks off is told apart from an upstream that does.
-fn failure_of(error: &hyper::Error) -> Failure {
-    if error.is_user() { Failure::CLIENT_BODY } else { Failure::RESET }
 }

@@ -1,0 +1,135 @@
+//! The client's end: many requests at a time on one connection.
+
+use std::cell::{Cell, RefCell};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use h2::client::{Builder, ResponseFuture, SendRequest};
+use h2::{Reason, SendStream};
+use http::{Request, Response};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinHandle;
+
+use super::{CONNECTION_WINDOW, STREAM_WINDOW, pump};
+use crate::proxy::body::{Inflow, RequestBody};
+use crate::proxy::upstream::UpstreamSettings;
+
+/// The sending end of a connection. Clones share it; when the last is gone and no stream is left, the connection closes.
+#[derive(Clone)]
+pub(crate) struct Connection {
+    sender: Rc<RefCell<SendRequest<Bytes>>>,
+    closed: Rc<Cell<bool>>,
+}
+
+/// A request on its way. Dropping it before the response resets the stream.
+pub(crate) struct Reply {
+    response: ResponseFuture,
+    upload: Option<Upload>,
+}
+
+/// The sending of a request's body, which may outlive the coming of the response. Dropping it ends it, and with it the stream.
+pub(crate) struct Upload(Option<JoinHandle<()>>);
+
+/// Speaks HTTP/2 over `io`. The returned future drives the connection and must be run.
+///
+/// # Errors
+/// The preface could not be written.
+pub(crate) async fn connect<T>(
+    io: T,
+    settings: &UpstreamSettings,
+) -> Result<(Connection, impl Future<Output = ()> + use<T>), h2::Error>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let (sender, driver) = Builder::new()
+        .enable_push(false)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(settings.head_bytes)
+        .initial_max_send_streams(settings.streams as usize)
+        .handshake(io)
+        .await?;
+    let closed = Rc::new(Cell::new(false));
+    let connection = Connection { sender: Rc::new(RefCell::new(sender)), closed: closed.clone() };
+    let driven = async move {
+        drop(driver.await); // an error ends every stream too, which is where it is told
+        closed.set(true);
+    };
+    Ok((connection, driven))
+}
+
+impl Connection {
+    /// Whether it takes nothing new.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    /// Sends `request`.
+    ///
+    /// # Errors
+    /// The request itself where nothing of it was sent; nothing where `h2` did not take it.
+    pub(crate) fn send(&self, request: Request<RequestBody>) -> Result<Reply, Option<Request<RequestBody>>> {
+        let mut sender = self.sender.borrow_mut();
+        match sender.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(_)) => {
+                self.closed.set(true); // it said goodbye, or its stream numbers are used up
+                return Err(Some(request));
+            }
+            // The peer allows fewer streams than we do and this handle has one queued; a new handle may queue its own. The
+            // caller bounds how many there are.
+            Poll::Pending => {
+                let another = sender.clone();
+                *sender = another;
+            }
+        }
+        let (parts, body) = request.into_parts();
+        let whole = http_body::Body::is_end_stream(&body);
+        let (response, stream) =
+            sender.send_request(Request::from_parts(parts, ()), whole).map_err(|_| None)?;
+        let upload = (!whole).then(|| Upload::begin(body, stream)).flatten();
+        Ok(Reply { response, upload })
+    }
+}
+
+impl Reply {
+    /// What still uploads, once the response is there.
+    pub(crate) fn into_upload(self) -> Option<Upload> {
+        self.upload
+    }
+}
+
+impl Future for Reply {
+    type Output = Result<Response<Inflow>, h2::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.response).poll(cx).map_ok(|response| response.map(Inflow::streamed))
+    }
+}
+
+impl Upload {
+    /// Sends what there is at once; what is still to come is sent by a task of its own.
+    fn begin(body: RequestBody, mut stream: SendStream<Bytes>) -> Option<Self> {
+        let mut sending = Box::pin(async move {
+            // The client that breaks off its body has cancelled; the response's side learns of the reset.
+            drop(pump::send(pin!(body), &mut stream, Reason::CANCEL).await);
+        });
+        let done = sending.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        (!done).then(|| Self(Some(tokio::task::spawn_local(sending))))
+    }
+
+    /// Lets the sending go on by itself: the response has been read to its end.
+    pub(crate) fn detach(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The server's end: each stream is a task of its own, from the request's head to the last byte of the response.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::server::{Builder, Connection, SendResponse};
+use h2::{Reason, RecvStream};
+use http::header::{self, HeaderValue};
+use http::{Request, Response};
+use http_body::Body;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{CONNECTION_WINDOW, STREAM_WINDOW, pump};
+use crate::config::Limits;
+use crate::proxy::body::Inflow;
+use crate::proxy::context::ConnContext;
+use crate::proxy::forward::forward;
+
+/// A connection that is served; it ends when the peer or [`Serving::finish`] ends it.
+pub(crate) struct Serving<T> {
+    conn: Rc<ConnContext>,
+    connection: Connection<T, Bytes>,
+}
+
+/// Waits for the client's preface.
+///
+/// # Errors
+/// It did not come, or was none.
+pub(crate) async fn accept<T>(conn: Rc<ConnContext>, io: T, limits: &Limits) -> Result<Serving<T>, h2::Error>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let connection = Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(limits.head_bytes)
+        .handshake(io)
+        .await?;
+    Ok(Serving { conn, connection })
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Serving<T> {
+    /// Takes no new streams and ends with those it has.
+    pub(crate) fn finish(&mut self) {
+        self.connection.graceful_shutdown();
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Future for Serving<T> {
+    type Output = Result<(), h2::Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        while let Some(accepted) = ready!(self.connection.poll_accept(cx)) {
+            let (request, respond) = accepted?;
+            drop(tokio::task::spawn_local(serve(self.conn.clone(), request, respond)));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn serve(
+    conn: Rc<ConnContext>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) -> impl Future<Output = ()> {
+    let answer = forward(conn, request.map(Inflow::streamed));
+    async move {
+        let response = {
+            let mut answer = pin!(answer);
+            poll_fn(|cx| match answer.as_mut().poll(cx) {
+                Poll::Ready(response) => Poll::Ready(response.ok()),
+                // A client that no longer wants its answer ends the exchange: what is dropped here ends at the upstream.
+                Poll::Pending => respond.poll_reset(cx).map(|_| None),
+            })
+            .await
+        };
+        let Some(response) = response else { return };
+        let (mut parts, body) = response.into_parts();
+        let whole = body.is_end_stream();
+        if !whole && let Some(length) = body.size_hint().exact() {
+            parts.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
+        }
+        // Fails when the client has reset the stream or is gone.
+        let Ok(mut stream) = respond.send_response(Response::from_parts(parts, ()), whole) else { return };
+        if !whole {
+            // What went wrong was told to the peer by the stream's end, and is in the exchange's account.
+            drop(pump::send(pin!(body), &mut stream, Reason::INTERNAL_ERROR).await);
+        }
+    }
+}
