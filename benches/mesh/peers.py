@@ -1,8 +1,9 @@
 """The proxies that phiward is compared with, each as two processes: plain -> mTLS -> plain, one worker a process.
 
-Owns their configurations and how they are started; phiward's own is in phiward.py. Every peer verifies both certificates, logs what it would log in
-production (Envoy: RBAC and a JSON access log; HAProxy and nginx: nothing, which favours them), holds 10,000 connections,
-and keeps connections alive on every leg.
+Owns their configurations and how they are started; phiward's own is in phiward.py. Every peer verifies both certificates (but
+nginx not the server's, which it could do by host name alone, and SVIDs have none), logs what it would log in production (Envoy:
+RBAC and a JSON access log; HAProxy and nginx: nothing, which favours them), holds 10,000 connections, and keeps connections
+alive on every leg.
 """
 
 import dataclasses
@@ -95,6 +96,8 @@ class HAProxy(Peer):
         global
           nbthread 1
           no strict-limits
+          tune.pool-low-fd-ratio 85
+          tune.pool-high-fd-ratio 90
           ulimit-n @FILES@
           maxconn @CONNECTIONS@
           tune.ssl.default-dh-param 2048
@@ -108,7 +111,8 @@ class HAProxy(Peer):
           timeout http-keep-alive 600s
           http-reuse always
         """
-        # By itself HAProxy asks for two files a connection, which containers do not always grant; an idle one needs one.
+        # By itself HAProxy asks for two files a connection, which containers do not always grant; an idle one needs one. And it
+        # lets go of idle server connections when a quarter of the files is in use: a handshake for each request then.
         files = limits.raise_open_files()
         common = common.replace("@FILES@", str(files)).replace("@CONNECTIONS@", str(min(25_000, files - 2000)))
         for who in ("web", "records"):
