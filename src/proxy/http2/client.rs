@@ -23,6 +23,9 @@ pub(crate) struct Connection {
     closed: Rc<Cell<bool>>,
 }
 
+/// A request that was not sent: itself, unless it was lost on the way. Boxed, because it is as rare as it is large.
+pub(crate) struct Unsent(pub(crate) Option<Box<Request<RequestBody>>>);
+
 /// A request on its way. Dropping it before the response resets the stream.
 pub(crate) struct Reply {
     response: ResponseFuture,
@@ -69,14 +72,14 @@ impl Connection {
     /// Sends `request`.
     ///
     /// # Errors
-    /// The request itself where nothing of it was sent; nothing where `h2` did not take it.
-    pub(crate) fn send(&self, request: Request<RequestBody>) -> Result<Reply, Option<Request<RequestBody>>> {
+    /// The connection takes nothing more, or `h2` did not take the request.
+    pub(crate) fn send(&self, request: Request<RequestBody>) -> Result<Reply, Unsent> {
         let mut sender = self.sender.borrow_mut();
         match sender.poll_ready(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(_)) => {
                 self.closed.set(true); // it said goodbye, or its stream numbers are used up
-                return Err(Some(request));
+                return Err(Unsent(Some(Box::new(request))));
             }
             // The peer allows fewer streams than we do and this handle has one queued; a new handle may queue its own. The
             // caller bounds how many there are.
@@ -88,7 +91,7 @@ impl Connection {
         let (parts, body) = request.into_parts();
         let whole = http_body::Body::is_end_stream(&body);
         let (response, stream) =
-            sender.send_request(Request::from_parts(parts, ()), whole).map_err(|_| None)?;
+            sender.send_request(Request::from_parts(parts, ()), whole).map_err(|_| Unsent(None))?;
         let upload = (!whole).then(|| Upload::begin(body, stream)).flatten();
         Ok(Reply { response, upload })
     }
