@@ -7,12 +7,12 @@
 use std::borrow::Cow;
 use std::rc::Rc;
 
-use http::header::{self, HeaderMap};
-use http::uri::PathAndQuery;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::uri::{Authority, PathAndQuery};
 use http::{Request, StatusCode, Version};
 
 use super::clock::unix_seconds;
-use super::context::{ConnContext, CurrentPolicy, Direction, PolicyCell, RouteTable};
+use super::context::{ConnContext, CurrentPolicy, Direction, PolicyCell, Route, RouteTable};
 use super::exchange::Exchange;
 use super::ids::RequestIds;
 use super::outcome::Failure;
@@ -26,6 +26,8 @@ const TRANSFER_CODING: &str = "transfer_coding";
 /// A request that may pass.
 pub(crate) struct Granted {
     pub(crate) upstream: Rc<Upstream>,
+    /// The host that was asked for, where it is known in this form.
+    pub(crate) authority: Option<Authority>,
     /// The canonical path with the query, where it differs from what arrived.
     pub(crate) target: Option<PathAndQuery>,
     pub(crate) exchange: Rc<Exchange>,
@@ -43,6 +45,16 @@ pub(crate) struct Refused {
     pub(crate) status: StatusCode,
     /// Told to the client only where it says nothing of the policy.
     pub(crate) told: Option<&'static str>,
+}
+
+impl Route {
+    /// Whether `raw` asks for the same host in the same words, so that it need not be looked at again.
+    fn is_of(&self, raw: &RawRequest<'_>) -> bool {
+        raw.authority.is_none()
+            && !raw.more_hosts
+            && raw.host.is_some_and(|host| host == self.host.as_bytes())
+            && raw.method != "CONNECT"
+    }
 }
 
 impl From<Failure> for Refused {
@@ -183,7 +195,32 @@ impl Arrived<'_> {
             drop(place.decision(&self.unroutable(method, None, ("reject", TRANSFER_CODING))));
             return Err(self.refused(Refused::silent(StatusCode::BAD_REQUEST)));
         }
-        let host = match policy::admit_host(&raw_request(request)) {
+        let raw = raw_request(request);
+        let known = self.conn.route.borrow().as_ref().filter(|route| route.is_of(&raw)).cloned();
+        let route = match known {
+            Some(route) => route,
+            None => self.route(&raw, routes, &mut place)?,
+        };
+        worker.metrics.allowed.inc();
+        let recorded = audit_all.then(|| {
+            let asked = (method, self.version);
+            let answered = ("allow", "route");
+            let name = &route.upstream.name;
+            place.decision(&outbound_event(self.conn, &self.ids, self.now_ns, asked, name, answered))
+        });
+        let Route { upstream, authority, .. } = route;
+        Ok(Granted { authority, ..self.granted(&upstream, None, Some(place), recorded, method) })
+    }
+
+    /// Where the host of a request leads.
+    fn route(
+        &self,
+        raw: &RawRequest<'_>,
+        routes: &RouteTable,
+        place: &mut audit::Reservation,
+    ) -> Result<Route, Refused> {
+        let method = policy::Method::parse(raw.method).map_or("other", policy::Method::as_str);
+        let host = match policy::admit_host(raw) {
             Ok(host) => host,
             Err(reason) => {
                 drop(place.decision(&self.unroutable(method, None, ("reject", reason.as_str()))));
@@ -191,19 +228,21 @@ impl Arrived<'_> {
             }
         };
         let Some(upstream) = routes.get(&*host) else {
-            let host_h = worker.pseudonyms.pseudonym(host.as_bytes());
+            let host_h = self.conn.worker.pseudonyms.pseudonym(host.as_bytes());
             drop(place.decision(&self.unroutable(method, Some(host_h), ("deny", "unknown_host"))));
             let refused = Refused { status: StatusCode::NOT_FOUND, told: Some("unknown_host") };
             return Err(self.refused(refused));
         };
-        worker.metrics.allowed.inc();
-        let recorded = audit_all.then(|| {
-            let asked = (method, self.version);
-            let answered = ("allow", "route");
-            let name = &upstream.name;
-            place.decision(&outbound_event(self.conn, &self.ids, self.now_ns, asked, name, answered))
-        });
-        Ok(self.granted(upstream, None, Some(place), recorded, method))
+        let header =
+            raw.host.filter(|_| raw.authority.is_none()).and_then(|h| HeaderValue::from_bytes(h).ok());
+        let Some(host) = header else {
+            let (host, authority) = (HeaderValue::from_static(""), None);
+            return Ok(Route { host, authority, upstream: upstream.clone() });
+        };
+        let authority = Authority::try_from(host.as_bytes()).ok();
+        let route = Route { host, authority, upstream: upstream.clone() };
+        *self.conn.route.borrow_mut() = Some(route.clone());
+        Ok(route)
     }
 
     fn probe<B>(
@@ -232,7 +271,7 @@ impl Arrived<'_> {
         let (completes, may_switch) = (recorded.is_some(), place.is_some());
         let exchange = Exchange::open(self.conn.clone(), self.ids, self.now_ns, place, completes);
         let asked = (method, self.version);
-        Granted { upstream: upstream.clone(), target, exchange, recorded, may_switch, asked }
+        Granted { upstream: upstream.clone(), authority: None, target, exchange, recorded, may_switch, asked }
     }
 
     fn refused(&self, refused: Refused) -> Refused {
@@ -328,8 +367,8 @@ fn raw_request<B>(request: &Request<B>) -> RawRequest<'_> {
     RawRequest {
         method: request.method().as_str(),
         target: uri.path_and_query().map_or("", PathAndQuery::as_str),
-        authority: uri.authority().map(http::uri::Authority::as_str),
-        host: hosts.next().map(http::HeaderValue::as_bytes),
+        authority: uri.authority().map(Authority::as_str),
+        host: hosts.next().map(HeaderValue::as_bytes),
         more_hosts: hosts.next().is_some(),
         method_override: overrides_method(headers),
         http2: request.version() == Version::HTTP_2,

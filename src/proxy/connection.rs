@@ -3,6 +3,7 @@
 //! Owns TLS acceptance, the choice between HTTP/1.1 and HTTP/2, and the reasons for which a connection ends: its peer,
 //! a drain, or the peer's certificate running out. What happens to a request is `forward`'s.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -12,7 +13,7 @@ use http::HeaderValue;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -43,10 +44,8 @@ impl Builders {
     pub(crate) fn new(limits: &Limits) -> Self {
         let mut h1 = http1::Builder::new();
         // `max_headers` stays unset: setting it makes hyper allocate for every head.
-        h1.timer(TokioTimer::new())
-            .header_read_timeout(limits.head_timeout)
-            .max_header_size(limits.head_bytes as usize)
-            .auto_date_header(false);
+        // Nor has it a timer for heads, which it would set for each request: see `patience`.
+        h1.max_header_size(limits.head_bytes as usize).auto_date_header(false);
         let mut plain_h1 = h1.clone();
         plain_h1.half_close(true);
         Self { h1, plain_h1 }
@@ -111,7 +110,7 @@ async fn serve_mesh(
     let told_to_app = HeaderValue::try_from(told).ok(); // SPIFFE IDs hold only visible ASCII
     let life = retirement(peer.not_after);
     let peer = PeerId { id: peer.id, cert_sha256: peer.sha256_hex, life, told_to_app };
-    let conn = ConnContext::new(worker, listener, Some(peer), fragment, None, slot);
+    let conn = ConnContext::new(worker, listener, Some(peer), fragment, None, h2, slot);
     serve_http(conn, stream, h2, addr).await;
 }
 
@@ -138,11 +137,11 @@ async fn serve_plain(
         audit::ConnFragment::new(&ConnFacts { subject: Some(subject), ..plain_facts(&listener, addr) })
     };
     if h2 {
-        let conn = ConnContext::new(worker, listener, None, fragment, None, slot);
+        let conn = ConnContext::new(worker, listener, None, fragment, None, h2, slot);
         return serve_http(conn, stream, h2, addr).await;
     }
     let (stream, hangup) = hangup::watched(stream);
-    let conn = ConnContext::new(worker, listener, None, fragment, Some(hangup), slot);
+    let conn = ConnContext::new(worker, listener, None, fragment, Some(hangup), h2, slot);
     serve_http(conn, stream, h2, addr).await;
 }
 
@@ -210,7 +209,14 @@ where
         service_fn(move |request: http::Request<Incoming>| forward(conn.clone(), request.map(Inflow::Whole)))
     };
     let serving = builder.serve_connection(io, service).with_upgrades();
-    match drive(serving, &conn.worker, life, |c| c.graceful_shutdown()).await {
+    let patient = conn.patience.clone();
+    let silent = poll_fn(move |cx| patient.as_ref().map_or(Poll::Pending, |patience| patience.poll_over(cx)));
+    let served = tokio::select! {
+        biased;
+        () = silent => return None,
+        served = drive(serving, &conn.worker, life, |c| c.graceful_shutdown()) => served,
+    };
+    match served {
         Some(Err(error)) if error.is_parse_too_large() => Some("head_too_large"),
         Some(Err(error)) if error.is_parse() => Some("malformed_http"),
         _ => None,
@@ -286,7 +292,7 @@ async fn drive<C: Future>(
             }
         }
     });
-    let asked = std::future::poll_fn(|cx: &mut Context<'_>| {
+    let asked = poll_fn(|cx: &mut Context<'_>| {
         if let Poll::Ready(ended) = conn.as_mut().poll(cx) {
             return Poll::Ready(Some(ended));
         }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use http::HeaderValue;
+use http::uri::Authority;
 use tokio::sync::{Semaphore, watch};
 
 use super::clock::Clock;
@@ -16,6 +17,7 @@ use super::hangup::Hangup;
 use super::ids::IdSource;
 use super::linger::Remainder;
 use super::listener::Slot;
+use super::patience::{Owing, Patience};
 use super::upstream::Upstream;
 use crate::audit;
 use crate::config::Limits;
@@ -29,7 +31,9 @@ use crate::tls::TlsSettings;
 pub(crate) struct Worker {
     pub(crate) recorder: audit::Recorder,
     pub(crate) metrics: WorkerMetrics,
-    pub(crate) clock: Clock,
+    pub(crate) clock: Rc<Clock>,
+    /// HTTP/1 connections, while they owe a request's head.
+    pub(crate) owing: Owing,
     pub(crate) ids: IdSource,
     pub(crate) tls: watch::Receiver<Arc<TlsSettings>>,
     pub(crate) pseudonyms: Arc<audit::PseudonymKey>,
@@ -97,9 +101,23 @@ pub(crate) struct ConnContext {
     pub(crate) hangup: Option<Hangup>,
     /// What may still come in when the connection is closed.
     pub(crate) remainder: Remainder,
+    /// How long the next head may take, on HTTP/1 connections.
+    pub(crate) patience: Option<Rc<Patience>>,
     grants: RefCell<Option<(u64, Rc<Grants>)>>,
+    /// The last request's route.
+    pub(crate) route: RefCell<Option<Route>>,
     /// Held here because exchanges hold the connection's context: an upgraded stream counts until it ends.
     _slot: Slot,
+}
+
+/// Where the requests for one host go. A connection's requests mostly ask for the host that the one before asked for.
+#[derive(Clone)]
+pub(crate) struct Route {
+    /// The one `Host` line, as it came.
+    pub(crate) host: HeaderValue,
+    /// The same as an authority.
+    pub(crate) authority: Option<Authority>,
+    pub(crate) upstream: Rc<Upstream>,
 }
 
 /// The verified identity at the other end.
@@ -130,10 +148,29 @@ impl ConnContext {
         peer: Option<PeerId>,
         fragment: audit::ConnFragment,
         hangup: Option<Hangup>,
+        h2: bool,
         slot: Slot,
     ) -> Rc<Self> {
-        let (grants, remainder) = (RefCell::new(None), Remainder::default());
-        Rc::new(Self { worker, listener, peer, fragment, hangup, remainder, grants, _slot: slot })
+        let patience = (!h2).then(|| worker.owing.join(worker.clock.now()));
+        Rc::new(Self {
+            worker,
+            listener,
+            peer,
+            fragment,
+            hangup,
+            remainder: Remainder::default(),
+            patience,
+            grants: RefCell::new(None),
+            route: RefCell::new(None),
+            _slot: slot,
+        })
+    }
+
+    /// A request is over: the client owes the head of the next.
+    pub(crate) fn head_owed(&self) {
+        if let Some(patience) = &self.patience {
+            patience.head_owed(self.worker.clock.latest());
+        }
     }
 
     /// What `policy` grants the peer: worked out when the connection's first request arrives and again when the

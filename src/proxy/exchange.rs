@@ -21,6 +21,7 @@ pub(crate) struct Exchange {
     reservation: RefCell<Option<audit::Reservation>>,
     completes: Cell<bool>,
     upstream_owes: Cell<Option<Instant>>,
+    late: Cell<bool>,
     request_broke: Cell<bool>,
     request_bytes: Cell<u64>,
     response_bytes: Cell<u64>,
@@ -39,13 +40,15 @@ impl Exchange {
         completes: bool,
     ) -> Rc<Self> {
         conn.worker.metrics.requests_in_flight.inc();
+        let started = conn.worker.clock.latest();
         Rc::new(Self {
             conn,
             ids,
             started_ns,
             reservation: RefCell::new(reservation),
             completes: Cell::new(completes),
-            upstream_owes: Cell::new(Some(Instant::now())),
+            upstream_owes: Cell::new(Some(started)),
+            late: Cell::new(false),
             request_broke: Cell::new(false),
             request_bytes: Cell::new(0),
             response_bytes: Cell::new(0),
@@ -63,12 +66,21 @@ impl Exchange {
 
     /// The upstream was handed a piece of the request's body, or its end.
     pub(crate) fn upstream_owes(&self) {
-        self.upstream_owes.set(Some(Instant::now()));
+        self.upstream_owes.set(Some(self.conn.worker.clock.now()));
     }
 
     /// The upstream wants more of the request's body than the client has sent so far.
     pub(crate) fn client_owes(&self) {
         self.upstream_owes.set(None);
+    }
+
+    /// Its response has taken too long.
+    pub(crate) fn give_up(&self) {
+        self.late.set(true);
+    }
+
+    pub(crate) fn is_late(&self) -> bool {
+        self.late.get()
     }
 
     /// The client's body broke off, or was malformed.
@@ -150,6 +162,7 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         let worker = &self.conn.worker;
         let now_ns = worker.clock.now_ns();
+        self.conn.head_owed();
         let duration_us = now_ns.saturating_sub(self.started_ns) / 1000;
         worker.metrics.requests_in_flight.dec();
         worker.metrics.exchange(

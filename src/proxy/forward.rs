@@ -5,8 +5,10 @@
 //! outbound and probes all come through here; what differs between them is data in [`super::context::Direction`].
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::Poll;
 
 use http::header::{self, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -36,7 +38,10 @@ pub(crate) fn forward(
     async move {
         let onward = match &mut step {
             Step::Onward(onward) => onward,
-            Step::Answered(reply) => return Ok(std::mem::replace(reply, reply::empty())),
+            Step::Answered(reply) => {
+                conn.head_owed();
+                return Ok(std::mem::replace(reply, reply::empty()));
+            }
         };
         let outcome = {
             let answer = pin!(exchange_with_upstream(onward));
@@ -71,10 +76,13 @@ fn decide(conn: &Rc<ConnContext>, mut request: Request<Inflow>) -> Step {
     {
         return Step::Answered(reply::text(reply.0, reply.1));
     }
+    if let Some(patience) = &conn.patience {
+        patience.head_came();
+    }
     let now_ns = conn.worker.clock.now_ns();
     let ids = conn.worker.ids.next(request.headers().get(TRACEPARENT).map(HeaderValue::as_bytes));
     let reader = Reader::of(request.headers().get(header::CONTENT_TYPE));
-    let Granted { upstream, target, exchange, recorded, asked, may_switch } =
+    let Granted { upstream, authority, target, exchange, recorded, asked, may_switch } =
         match authorize(conn, &request, ids, now_ns) {
             Ok(granted) => granted,
             Err(refused) => {
@@ -88,7 +96,8 @@ fn decide(conn: &Rc<ConnContext>, mut request: Request<Inflow>) -> Step {
     let switch = may_switch.then(|| upgrade::asked(conn, &mut request)).flatten();
     let upstream = if switch.is_some() { upstream.for_upgrades() } else { upstream };
     let protocol = upstream.protocol();
-    let request = Some(next_request(conn, &exchange, request, target, switch.as_ref(), protocol));
+    let request =
+        Some(next_request(conn, &exchange, request, (authority, target), switch.as_ref(), protocol));
     Step::Onward(Onward { upstream, request, exchange, recorded, asked, switch, reader })
 }
 
@@ -98,11 +107,13 @@ async fn unless_hung_up<T>(
     answer: Pin<&mut impl Future<Output = Result<T, Failure>>>,
 ) -> Result<T, Failure> {
     let Some(hangup) = &conn.hangup else { return answer.await };
-    tokio::select! {
-        biased;
-        outcome = answer => outcome,
-        () = hangup.gone() => Err(Failure::CLIENT_GONE),
-    }
+    let mut answer = answer;
+    let mut doubt = None;
+    poll_fn(|cx| match answer.as_mut().poll(cx) {
+        Poll::Pending => hangup.poll_gone(cx, &mut doubt).map(|()| Err(Failure::CLIENT_GONE)),
+        outcome => outcome,
+    })
+    .await
 }
 
 async fn exchange_with_upstream(onward: &mut Onward) -> Result<Response<ReplyBody>, Failure> {
@@ -150,7 +161,7 @@ fn next_request(
     conn: &ConnContext,
     exchange: &Rc<Exchange>,
     request: Request<Inflow>,
-    target: Option<PathAndQuery>,
+    (authority, target): (Option<Authority>, Option<PathAndQuery>),
     switch: Option<&Switch>,
     protocol: Protocol,
 ) -> Request<RequestBody> {
@@ -183,8 +194,9 @@ fn next_request(
         }
         Protocol::H2 => {
             let host = parts.headers.remove(header::HOST);
-            let authority =
-                uri.authority.or_else(|| host.and_then(|h| Authority::try_from(h.as_bytes()).ok()));
+            let authority = authority
+                .or(uri.authority)
+                .or_else(|| host.and_then(|h| Authority::try_from(h.as_bytes()).ok()));
             parts.version = Version::HTTP_2;
             parts.uri = absolute(authority, target);
         }

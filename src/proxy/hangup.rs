@@ -38,9 +38,25 @@ pub(crate) fn watched(stream: TcpStream) -> (PlainStream, Hangup) {
     (PlainStream(stream.clone()), Hangup { stream, ends })
 }
 
+/// Something came from a client that waits: the inquiry about what it means.
+pub(crate) type Doubt = Pin<Box<dyn Future<Output = ()>>>;
+
 impl Hangup {
+    /// Ready once the client has gone. `doubt` belongs to one wait and starts as `None`; only a client that sends, or
+    /// closes, while it waits for its answer costs more here than a look at a flag.
+    ///
+    /// The connection's own reader does not wait meanwhile, so the one place for a waker that readiness has is free.
+    pub(crate) fn poll_gone(&self, cx: &mut Context<'_>, doubt: &mut Option<Doubt>) -> Poll<()> {
+        if doubt.is_none() {
+            drop(ready!(self.stream.poll_read_ready(cx)));
+            let (stream, ends) = (self.stream.clone(), self.ends);
+            *doubt = Some(Box::pin(async move { Self { stream, ends }.gone().await }));
+        }
+        doubt.as_mut().map_or(Poll::Pending, |doubt| doubt.as_mut().poll(cx))
+    }
+
     /// Returns once the client has gone.
-    pub(crate) async fn gone(&self) {
+    async fn gone(&self) {
         loop {
             match self.stream.ready(Interest::READABLE | Interest::ERROR).await {
                 Err(_) => return,

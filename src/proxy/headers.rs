@@ -31,10 +31,13 @@ pub(crate) fn clean_request(headers: &mut HeaderMap) {
     let found = Found::look(headers);
     if found.hop_by_hop {
         let wants_trailers = headers.get_all(header::TE).iter().any(|v| has_token(v, TRAILERS));
+        strip_connection(headers);
         strip_hop_by_hop(headers);
         if wants_trailers {
             headers.insert(header::TE, HeaderValue::from_static("trailers"));
         }
+    } else if found.connection {
+        strip_connection(headers);
     }
     if found.reserved {
         strip_reserved(headers);
@@ -43,7 +46,11 @@ pub(crate) fn clean_request(headers: &mut HeaderMap) {
 
 /// Removes from a response what was meant for this hop alone.
 pub(crate) fn clean_response(headers: &mut HeaderMap) {
-    if headers.keys().any(is_hop_by_hop) {
+    let found = Found::look(headers);
+    if found.connection {
+        strip_connection(headers);
+    }
+    if found.hop_by_hop {
         strip_hop_by_hop(headers);
     }
 }
@@ -51,14 +58,17 @@ pub(crate) fn clean_response(headers: &mut HeaderMap) {
 /// What kinds of field a head has. One look at each name costs less than a look-up by hash for each field that might be
 /// there, and most heads have none of them.
 struct Found {
+    connection: bool,
+    /// Of the other fields that end at this hop, any.
     hop_by_hop: bool,
     reserved: bool,
 }
 
 impl Found {
     fn look(headers: &HeaderMap) -> Self {
-        let mut found = Self { hop_by_hop: false, reserved: false };
+        let mut found = Self { connection: false, hop_by_hop: false, reserved: false };
         for name in headers.keys() {
+            found.connection |= *name == header::CONNECTION;
             found.hop_by_hop |= is_hop_by_hop(name);
             found.reserved |= is_reserved(name);
         }
@@ -66,9 +76,9 @@ impl Found {
     }
 }
 
+/// A field besides `Connection` that ends at this hop.
 fn is_hop_by_hop(name: &HeaderName) -> bool {
-    *name == header::CONNECTION
-        || *name == header::TE
+    *name == header::TE
         || *name == header::TRANSFER_ENCODING
         || *name == header::UPGRADE
         || *name == KEEP_ALIVE
@@ -95,19 +105,26 @@ pub(crate) fn names_upgrade(headers: &HeaderMap) -> bool {
     headers.get_all(header::CONNECTION).iter().any(|v| has_token(v, b"upgrade"))
 }
 
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
-        // `remove` would return the first line's value and drop the others unseen.
-        let mut named: Vec<HeaderName> = Vec::new();
-        for line in headers.get_all(header::CONNECTION) {
-            let tokens = line.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
-            named.extend(tokens.filter_map(|t| HeaderName::from_bytes(t).ok()).filter(may_be_named));
-        }
-        for name in named {
-            headers.remove(name);
-        }
-        headers.remove(header::CONNECTION);
+/// Removes `Connection`, and what it names. `remove` alone would return the first line's value and drop the others unseen.
+fn strip_connection(headers: &mut HeaderMap) {
+    let mut named: Vec<HeaderName> = Vec::new();
+    for line in headers.get_all(header::CONNECTION) {
+        let tokens = line.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+        let fields = tokens.filter(|t| !names_no_field(t)).filter_map(|t| HeaderName::from_bytes(t).ok());
+        named.extend(fields.filter(may_be_named));
     }
+    for name in named {
+        headers.remove(name);
+    }
+    headers.remove(header::CONNECTION);
+}
+
+/// What `Connection` mostly says. `keep-alive` is a field's name too, and that field is looked for in any case.
+fn names_no_field(token: &[u8]) -> bool {
+    token.eq_ignore_ascii_case(b"keep-alive") || token.eq_ignore_ascii_case(b"close")
+}
+
+fn strip_hop_by_hop(headers: &mut HeaderMap) {
     headers.remove(header::TE);
     headers.remove(header::TRANSFER_ENCODING);
     headers.remove(header::UPGRADE);

@@ -19,9 +19,11 @@ mod ids;
 mod linger;
 mod listener;
 mod outcome;
+mod patience;
 mod reply;
 mod upgrade;
 mod upstream;
+mod waiting;
 mod worker;
 
 pub(crate) use listener::{WorkerInbox, accept};

@@ -20,10 +20,12 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::body::{Inflow, RequestBody};
+use super::clock::Clock;
 use super::dial::{Dialer, Life, Sender};
 use super::exchange::Exchange;
 use super::http2;
 use super::outcome::Failure;
+use super::waiting::Waiting;
 
 /// One app or service as one worker sees it.
 pub(crate) struct Upstream {
@@ -34,6 +36,8 @@ pub(crate) struct Upstream {
     endpoints: RefCell<Vec<Rc<Endpoint>>>,
     next: Cell<usize>,
     settings: UpstreamSettings,
+    clock: Rc<Clock>,
+    waiting: Waiting,
     /// The same service over HTTP/1.1, where the ordinary protocol is HTTP/2 and cannot carry an `Upgrade`.
     upgrades: Option<Rc<Upstream>>,
 }
@@ -60,6 +64,7 @@ pub(crate) enum Protocol {
 /// One address of an upstream and this worker's connections to it.
 struct Endpoint {
     addr: SocketAddr,
+    clock: Rc<Clock>,
     in_flight: Cell<u32>,
     /// After a failed connect, left alone until then unless there is no other.
     rest_until: Cell<Option<Instant>>,
@@ -104,14 +109,15 @@ pub(crate) struct Sent {
 
 enum Answer {
     /// Boxed, because hyper's type for it has no name.
-    H1(Pin<Box<dyn Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>>>),
+    H1(Pin<Box<dyn Future<Output = Http1Answer>>>),
     H2(http2::Reply),
-    /// Nothing was sent; the request itself, unless it is lost.
-    Unsent(Option<Request<RequestBody>>),
+    Unsent(http2::Unsent),
 }
 
+type Http1Answer = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
+
 /// No response: with the request itself where it provably never left.
-struct Unanswered(Option<Request<RequestBody>>);
+struct Unanswered(Option<Box<Request<RequestBody>>>);
 
 impl Future for Answer {
     type Output = Result<Response<Inflow>, Unanswered>;
@@ -120,10 +126,10 @@ impl Future for Answer {
         Poll::Ready(match &mut *self {
             Self::H1(answer) => match ready!(answer.as_mut().poll(cx)) {
                 Ok(response) => Ok(response.map(Inflow::Whole)),
-                Err(mut error) => Err(Unanswered(error.take_message())),
+                Err(mut error) => Err(Unanswered(error.take_message().map(Box::new))),
             },
             Self::H2(answer) => ready!(Pin::new(answer).poll(cx)).map_err(|_| Unanswered(None)),
-            Self::Unsent(request) => Err(Unanswered(request.take())),
+            Self::Unsent(http2::Unsent(request)) => Err(Unanswered(request.take())),
         })
     }
 }
@@ -146,6 +152,7 @@ impl Upstream {
         dialer: Dialer,
         addresses: watch::Receiver<Arc<[SocketAddr]>>,
         settings: UpstreamSettings,
+        clock: Rc<Clock>,
         upgrades: Option<Rc<Self>>,
     ) -> Rc<Self> {
         let upstream = Self {
@@ -155,6 +162,8 @@ impl Upstream {
             endpoints: RefCell::default(),
             next: Cell::new(0),
             settings,
+            clock,
+            waiting: Waiting::default(),
             upgrades,
         };
         upstream.adopt_addresses();
@@ -192,11 +201,11 @@ impl Upstream {
     pub(crate) async fn answer(
         &self,
         mut sent: Sent,
-        exchange: &Exchange,
+        exchange: &Rc<Exchange>,
     ) -> Result<(Response<Inflow>, Lease), Failure> {
-        match self.in_time(exchange, &mut sent.answer).await? {
+        match self.waiting.in_time(exchange, &mut sent.answer).await.ok_or(Failure::TIMEOUT)? {
             Ok(response) => Ok((response, sent.answered())),
-            Err(Unanswered(Some(request))) => Box::pin(self.resend(request, exchange)).await,
+            Err(Unanswered(Some(request))) => Box::pin(self.resend(*request, exchange)).await,
             Err(Unanswered(None)) => Err(exchange.unanswered()),
         }
     }
@@ -204,36 +213,19 @@ impl Upstream {
     async fn resend(
         &self,
         request: Request<RequestBody>,
-        exchange: &Exchange,
+        exchange: &Rc<Exchange>,
     ) -> Result<(Response<Inflow>, Lease), Failure> {
         let mut sent = self.new_lease(None, Reuse::Never).await?.send(request);
-        match self.in_time(exchange, &mut sent.answer).await? {
+        match self.waiting.in_time(exchange, &mut sent.answer).await.ok_or(Failure::TIMEOUT)? {
             Ok(response) => Ok((response, sent.answered())),
             Err(_) => Err(exchange.unanswered()),
         }
     }
 
-    /// Runs `answer` for as long as the response may take.
-    async fn in_time<T>(
-        &self,
-        exchange: &Exchange,
-        answer: &mut (impl Future<Output = T> + Unpin),
-    ) -> Result<T, Failure> {
-        loop {
-            // A long upload is no slow answer: the time runs while it is the upstream's turn, and from the last byte.
-            let since = exchange.upstream_owes_since().unwrap_or_else(Instant::now);
-            let until = since + self.settings.response_timeout;
-            if let Ok(answered) = tokio::time::timeout_at(until, &mut *answer).await {
-                return Ok(answered);
-            }
-            if exchange.upstream_owes_since() == Some(since) {
-                return Err(Failure::TIMEOUT);
-            }
-        }
-    }
-
-    /// Closes connections that carried nothing for a while or may carry nothing more.
+    /// Gives up on answers that take too long, and closes connections that carried nothing for a while or may carry nothing
+    /// more.
     pub(crate) fn sweep(&self, now: Instant) {
+        self.waiting.look(now, self.settings.response_timeout);
         if let Some(upgrades) = &self.upgrades {
             upgrades.sweep(now);
         }
@@ -290,7 +282,7 @@ impl Upstream {
 
     fn reuse(&self, endpoint: &Rc<Endpoint>) -> Option<Lease> {
         let generation = self.dialer.generation();
-        let now = Instant::now();
+        let now = self.clock.latest();
         match self.settings.protocol {
             Protocol::H1 => {
                 let mut idle = endpoint.idle_h1.borrow_mut();
@@ -358,15 +350,20 @@ impl Upstream {
         let mut endpoints = self.endpoints.borrow_mut();
         let known = std::mem::take(&mut *endpoints);
         endpoints.extend(addresses.iter().map(|addr| {
-            known.iter().find(|e| e.addr == *addr).cloned().unwrap_or_else(|| Rc::new(Endpoint::new(*addr)))
+            known
+                .iter()
+                .find(|e| e.addr == *addr)
+                .cloned()
+                .unwrap_or_else(|| Rc::new(Endpoint::new(*addr, self.clock.clone())))
         }));
     }
 }
 
 impl Endpoint {
-    fn new(addr: SocketAddr) -> Self {
+    fn new(addr: SocketAddr, clock: Rc<Clock>) -> Self {
         Self {
             addr,
+            clock,
             in_flight: Cell::new(0),
             rest_until: Cell::new(None),
             failures: Cell::new(0),
@@ -429,7 +426,7 @@ impl Lease {
                 if let Held::H1(mut conn) = std::mem::replace(&mut self.held, Held::Nothing)
                     && !conn.sender.is_closed()
                 {
-                    conn.idle_since = Instant::now();
+                    conn.idle_since = self.endpoint.clock.latest();
                     self.endpoint.idle_h1.borrow_mut().push(conn);
                 }
             }
@@ -448,7 +445,7 @@ impl Drop for Lease {
         self.endpoint.in_flight.set(self.endpoint.in_flight.get() - 1);
         if let Held::H2(conn, _) = &self.held {
             conn.in_flight.set(conn.in_flight.get() - 1);
-            conn.last_used.set(Instant::now());
+            conn.last_used.set(self.endpoint.clock.latest());
         }
     }
 }

@@ -11,7 +11,6 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::Instant;
 
 use super::clock::Clock;
 use super::connection::{Builders, serve};
@@ -19,6 +18,7 @@ use super::context::{ClientAddr, Direction, ListenerContext, PolicyCell, RouteTa
 use super::dial::Dialer;
 use super::ids::IdSource;
 use super::listener::Accepted;
+use super::patience::Owing;
 use super::upstream::{Protocol, Upstream, UpstreamSettings};
 use crate::admin::Health;
 use crate::audit;
@@ -65,8 +65,12 @@ pub(crate) struct ServiceSpec {
     pub(crate) protocol: Protocol,
 }
 
-/// How often unused upstream connections are looked for.
-const SWEEP: Duration = Duration::from_secs(1);
+/// How often a worker looks for what has waited too long or is no longer used: often enough that no limit is overrun by more
+/// than a quarter, or a second.
+fn round(limits: &Limits) -> Duration {
+    let shortest = limits.head_timeout.min(limits.response_timeout);
+    (shortest / 4).clamp(Duration::from_millis(2), Duration::from_secs(1))
+}
 
 /// Works until `inbox` is closed, then drops what is left: completions are recorded as it goes.
 ///
@@ -79,12 +83,12 @@ pub(crate) fn run(spec: WorkerSpec, inbox: mpsc::UnboundedReceiver<Accepted>) ->
 }
 
 async fn work(spec: WorkerSpec, mut inbox: mpsc::UnboundedReceiver<Accepted>) {
-    let mut upstreams = Vec::new();
+    let (clock, mut upstreams) = (Rc::new(Clock::new()), Vec::new());
     let listeners: Vec<Rc<ListenerContext>> = spec
         .listeners
         .into_iter()
         .map(|listener| {
-            let maker = Maker { limits: &spec.limits, tls: &spec.tls };
+            let maker = Maker { limits: &spec.limits, tls: &spec.tls, clock: &clock };
             let direction = maker.direction(listener.name.clone(), listener.direction, &mut upstreams);
             Rc::new(ListenerContext { name: listener.name, direction })
         })
@@ -92,7 +96,8 @@ async fn work(spec: WorkerSpec, mut inbox: mpsc::UnboundedReceiver<Accepted>) {
     let worker = Rc::new(Worker {
         recorder: spec.recorder.attach(),
         metrics: spec.metrics,
-        clock: Clock::new(),
+        clock,
+        owing: Owing::default(),
         ids: IdSource::new(),
         tls: spec.tls,
         pseudonyms: spec.pseudonyms,
@@ -101,7 +106,7 @@ async fn work(spec: WorkerSpec, mut inbox: mpsc::UnboundedReceiver<Accepted>) {
         limits: spec.limits,
         drain: spec.drain,
     });
-    let mut sweep = tokio::time::interval(SWEEP);
+    let mut sweep = tokio::time::interval(round(&worker.limits));
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -110,7 +115,8 @@ async fn work(spec: WorkerSpec, mut inbox: mpsc::UnboundedReceiver<Accepted>) {
                 None => return,
             },
             _ = sweep.tick() => {
-                let now = Instant::now();
+                let now = worker.clock.now();
+                worker.owing.look(now, worker.limits.head_timeout);
                 upstreams.iter().for_each(|upstream| upstream.sweep(now));
             }
         }
@@ -128,6 +134,7 @@ fn take(worker: &Rc<Worker>, listeners: &[Rc<ListenerContext>], accepted: Accept
 struct Maker<'a> {
     limits: &'a Limits,
     tls: &'a watch::Receiver<Arc<TlsSettings>>,
+    clock: &'a Rc<Clock>,
 }
 
 impl Maker<'_> {
@@ -159,7 +166,7 @@ impl Maker<'_> {
     fn app(&self, name: String, addr: SocketAddr, protocol: Protocol) -> Rc<Upstream> {
         let (_, addresses) = watch::channel(Arc::from([addr]));
         let upgrades = (protocol == Protocol::H2).then(|| self.app(name.clone(), addr, Protocol::H1));
-        Upstream::new(name, Dialer::Plain, addresses, self.settings(protocol), upgrades)
+        Upstream::new(name, Dialer::Plain, addresses, self.settings(protocol), self.clock.clone(), upgrades)
     }
 
     fn service(&self, spec: ServiceSpec) -> Rc<Upstream> {
@@ -170,7 +177,14 @@ impl Maker<'_> {
             Protocol::H2 => Alpn::H2,
         };
         let dialer = Dialer::mesh(self.tls.clone(), spec.identities, alpn);
-        Upstream::new(spec.name, dialer, spec.addresses, self.settings(spec.protocol), upgrades)
+        Upstream::new(
+            spec.name,
+            dialer,
+            spec.addresses,
+            self.settings(spec.protocol),
+            self.clock.clone(),
+            upgrades,
+        )
     }
 
     fn settings(&self, protocol: Protocol) -> UpstreamSettings {

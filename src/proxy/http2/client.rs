@@ -8,12 +8,13 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use h2::client::{Builder, ResponseFuture, SendRequest};
 use h2::{Reason, SendStream};
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 
 use super::{CONNECTION_WINDOW, STREAM_WINDOW, pump};
 use crate::proxy::body::{Inflow, RequestBody};
+use crate::proxy::headers::{TRACEPARENT, X_REQUEST_ID};
 use crate::proxy::upstream::UpstreamSettings;
 
 /// The sending end of a connection. Clones share it; when the last is gone and no stream is left, the connection closes.
@@ -21,7 +22,12 @@ use crate::proxy::upstream::UpstreamSettings;
 pub(crate) struct Connection {
     sender: Rc<RefCell<SendRequest<Bytes>>>,
     closed: Rc<Cell<bool>>,
+    /// Whether the names of our own fields are in HPACK's table.
+    named: Rc<Cell<bool>>,
 }
+
+/// A request that was not sent: itself, unless it was lost on the way. Boxed, because it is as rare as it is large.
+pub(crate) struct Unsent(pub(crate) Option<Box<Request<RequestBody>>>);
 
 /// A request on its way. Dropping it before the response resets the stream.
 pub(crate) struct Reply {
@@ -52,7 +58,8 @@ where
         .handshake(io)
         .await?;
     let closed = Rc::new(Cell::new(false));
-    let connection = Connection { sender: Rc::new(RefCell::new(sender)), closed: closed.clone() };
+    let connection =
+        Connection { sender: Rc::new(RefCell::new(sender)), closed: closed.clone(), named: Rc::default() };
     let driven = async move {
         drop(driver.await); // an error ends every stream too, which is where it is told
         closed.set(true);
@@ -69,14 +76,14 @@ impl Connection {
     /// Sends `request`.
     ///
     /// # Errors
-    /// The request itself where nothing of it was sent; nothing where `h2` did not take it.
-    pub(crate) fn send(&self, request: Request<RequestBody>) -> Result<Reply, Option<Request<RequestBody>>> {
+    /// The connection takes nothing more, or `h2` did not take the request.
+    pub(crate) fn send(&self, request: Request<RequestBody>) -> Result<Reply, Unsent> {
         let mut sender = self.sender.borrow_mut();
         match sender.poll_ready(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(_)) => {
                 self.closed.set(true); // it said goodbye, or its stream numbers are used up
-                return Err(Some(request));
+                return Err(Unsent(Some(Box::new(request))));
             }
             // The peer allows fewer streams than we do and this handle has one queued; a new handle may queue its own. The
             // caller bounds how many there are.
@@ -85,12 +92,25 @@ impl Connection {
                 *sender = another;
             }
         }
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        if !self.named.replace(true) {
+            teach(&mut parts.headers);
+        }
         let whole = http_body::Body::is_end_stream(&body);
         let (response, stream) =
-            sender.send_request(Request::from_parts(parts, ()), whole).map_err(|_| None)?;
+            sender.send_request(Request::from_parts(parts, ()), whole).map_err(|_| Unsent(None))?;
         let upload = (!whole).then(|| Upload::begin(body, stream)).flatten();
         Ok(Reply { response, upload })
+    }
+}
+
+/// Lets the first request of a connection put the names of the fields whose values stay out of HPACK's table into it, so that
+/// the others need not spell them.
+fn teach(headers: &mut HeaderMap) {
+    for name in [X_REQUEST_ID, TRACEPARENT] {
+        if let Some(value) = headers.get_mut(name) {
+            value.set_sensitive(false);
+        }
     }
 }
 

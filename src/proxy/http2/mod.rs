@@ -9,7 +9,7 @@ mod client;
 mod pump;
 mod server;
 
-pub(crate) use client::{Connection, Reply, Upload, connect};
+pub(crate) use client::{Connection, Reply, Unsent, Upload, connect};
 pub(crate) use server::accept;
 
 /// Windows: a stream's, and the connection's at four times that, so that an app that reads one stream before another

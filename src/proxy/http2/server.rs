@@ -56,39 +56,34 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Serving<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         while let Some(accepted) = ready!(self.connection.poll_accept(cx)) {
             let (request, respond) = accepted?;
-            drop(tokio::task::spawn_local(serve(self.conn.clone(), request, respond)));
+            // Boxed first: tokio moves what it is given half a dozen times before and after it runs.
+            let stream = Box::pin(serve(self.conn.clone(), request, respond));
+            drop(tokio::task::spawn_local(stream));
         }
         Poll::Ready(Ok(()))
     }
 }
 
-fn serve(
-    conn: Rc<ConnContext>,
-    request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
-) -> impl Future<Output = ()> {
-    let answer = forward(conn, request.map(Inflow::streamed));
-    async move {
-        let response = {
-            let mut answer = pin!(answer);
-            poll_fn(|cx| match answer.as_mut().poll(cx) {
-                Poll::Ready(response) => Poll::Ready(response.ok()),
-                // A client that no longer wants its answer ends the exchange: what is dropped here ends at the upstream.
-                Poll::Pending => respond.poll_reset(cx).map(|_| None),
-            })
-            .await
-        };
-        let Some(response) = response else { return };
-        let (mut parts, body) = response.into_parts();
-        let whole = body.is_end_stream();
-        if !whole && let Some(length) = body.size_hint().exact() {
-            parts.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
-        }
-        // Fails when the client has reset the stream or is gone.
-        let Ok(mut stream) = respond.send_response(Response::from_parts(parts, ()), whole) else { return };
-        if !whole {
-            // What went wrong was told to the peer by the stream's end, and is in the exchange's account.
-            drop(pump::send(pin!(body), &mut stream, Reason::INTERNAL_ERROR).await);
-        }
+async fn serve(conn: Rc<ConnContext>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let response = {
+        let mut answer = pin!(forward(conn, request.map(Inflow::streamed)));
+        poll_fn(|cx| match answer.as_mut().poll(cx) {
+            Poll::Ready(response) => Poll::Ready(response.ok()),
+            // A client that no longer wants its answer ends the exchange: what is dropped here ends at the upstream.
+            Poll::Pending => respond.poll_reset(cx).map(|_| None),
+        })
+        .await
+    };
+    let Some(response) = response else { return };
+    let (mut parts, body) = response.into_parts();
+    let whole = body.is_end_stream();
+    if !whole && let Some(length) = body.size_hint().exact() {
+        parts.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
+    }
+    // Fails when the client has reset the stream or is gone.
+    let Ok(mut stream) = respond.send_response(Response::from_parts(parts, ()), whole) else { return };
+    if !whole {
+        // What went wrong was told to the peer by the stream's end, and is in the exchange's account.
+        drop(pump::send(pin!(body), &mut stream, Reason::INTERNAL_ERROR).await);
     }
 }
