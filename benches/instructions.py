@@ -43,7 +43,10 @@ import phiward  # noqa: E402
 import pki  # noqa: E402
 
 TOLERANCE = 0.03
-REQUESTS = (200, 2200)
+REQUESTS = (100, 1100)
+# Seconds between two requests: longer than anything waits to go in company with the next, so that each request goes the same way
+# on a fast machine and on a slow one.
+PAUSE = 0.01
 # Units of work in the two runs, where the usual numbers would take too long.
 UNITS = {"audit_64_requests": (20, 120), "policy_load_10000_rules": (1, 3)}
 BODY = b'{"resourceType":"Patient","id":"1","name":[{"family":"Testperson","given":["Ada"]}],"birthDate":"1950-12-10","active":true,"note":"150 bytes of JSON."}'
@@ -78,7 +81,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true", help="write the baseline")
     parser.add_argument("--only", type=re.compile, default=re.compile(""), help="a pattern of names; with --record the others are kept")
-    parser.add_argument("--port-base", type=int, default=31900)
+    parser.add_argument("--port-base", type=int, default=31900, help="of 20 ports for the sidecars")
     parser.add_argument("--no-build", action="store_true", help="count what was built before")
     return parser.parse_args()
 
@@ -114,12 +117,19 @@ def whole_requests(args, rounds):
 
 
 def whole_request(port_base):
-    """Instructions of each sidecar for one request."""
-    few, many = (sidecars(port_base, requests) for requests in REQUESTS)
+    """Instructions of each sidecar for one request.
+
+    Both runs go side by side and last as long, so that what the sidecars do by the clock is in both and leaves the difference.
+    """
+    few_done, many_done = threading.Event(), threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        few = pool.submit(sidecars, port_base, REQUESTS[0], few_done, many_done)
+        many = pool.submit(sidecars, port_base + 10, REQUESTS[1], many_done, few_done)
+        few, many = few.result(), many.result()
     return {side: (many[side] - few[side]) / (REQUESTS[1] - REQUESTS[0]) for side in few}
 
 
-def sidecars(port_base, requests):
+def sidecars(port_base, requests, done, other_done):
     """Both sidecars under callgrind, `requests` requests one after another over one connection; their total counts."""
     binary = TARGET / "release" / "phiward"
     with tempfile.TemporaryDirectory(prefix="phiward-instructions-") as folder, App() as app:
@@ -132,11 +142,14 @@ def sidecars(port_base, requests):
         peer.dir.mkdir()
         peer.start()
         try:
-            connection = connect(peer.front)
-            for _ in range(requests):
-                get(connection)
-            connection.close()
+            with connect(peer.front) as connection:
+                for _ in range(requests):
+                    get(connection)
+                    time.sleep(PAUSE)
+                done.set()
+                other_done.wait(300)
         finally:
+            done.set()  # also when it failed: the other must not wait for it
             peer.stop(60)
         logs = {"inbound": "records.valgrind", "outbound": "web.valgrind"}
         return {side: collected((peer.dir / log).read_text()) for side, log in logs.items()}
@@ -144,7 +157,7 @@ def sidecars(port_base, requests):
 
 def connect(port):
     """A connection that has served a request, so both sidecars are up and joined."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240  # start-up under valgrind, on a machine that is busy with tests
     while True:
         try:
             connection = socket.create_connection(("127.0.0.1", port), timeout=60)
