@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::{CONNECTION_WINDOW, STREAM_WINDOW, pump};
 use crate::proxy::body::{Inflow, RequestBody};
-use crate::proxy::headers::{TRACEPARENT, X_REQUEST_ID};
+use crate::proxy::headers::TRACEPARENT;
 use crate::proxy::upstream::UpstreamSettings;
 
 /// The sending end of a connection. Clones share it; when the last is gone and no stream is left, the connection closes.
@@ -22,7 +22,7 @@ use crate::proxy::upstream::UpstreamSettings;
 pub(crate) struct Connection {
     sender: Rc<RefCell<SendRequest<Bytes>>>,
     closed: Rc<Cell<bool>>,
-    /// Whether the names of our own fields are in HPACK's table.
+    /// Whether the name of our own field is in HPACK's table.
     named: Rc<Cell<bool>>,
 }
 
@@ -104,13 +104,11 @@ impl Connection {
     }
 }
 
-/// Lets the first request of a connection put the names of the fields whose values stay out of HPACK's table into it, so that
-/// the others need not spell them.
+/// Lets the first request of a connection put the name of the field whose values stay out of HPACK's table into it, so that
+/// the others need not spell it.
 fn teach(headers: &mut HeaderMap) {
-    for name in [X_REQUEST_ID, TRACEPARENT] {
-        if let Some(value) = headers.get_mut(name) {
-            value.set_sensitive(false);
-        }
+    if let Some(value) = headers.get_mut(TRACEPARENT) {
+        value.set_sensitive(false);
     }
 }
 
