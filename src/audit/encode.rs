@@ -66,9 +66,9 @@ impl Batch {
         out.extend_from_slice(ev.conn.conn.as_bytes());
         let mut head = Members::new(out);
         head.object("decision", |m| {
-            m.text("outcome", ev.decision.outcome);
+            m.code("outcome", ev.decision.outcome);
             m.fragment(ev.policy.map_or("", |policy| &policy.0));
-            m.text("reason", ev.decision.reason);
+            m.code("reason", ev.decision.reason);
             m.text_opt("role", ev.decision.role);
             m.text_opt("rule", ev.decision.rule);
         });
@@ -212,11 +212,11 @@ impl Batch {
         kind: &'static str,
     ) {
         let out = &mut self.bytes;
-        Members::new(out).text("schema", SCHEMA);
+        Members::new(out).code("schema", SCHEMA);
         out.extend_from_slice(subject_or_svid);
         let mut m = Members::new(out);
         m.plain("time", |out| clock.write(out, time));
-        m.text("type", kind);
+        m.code("type", kind);
         json::close(out);
         self.cuts.push(Cut { head_end, tail_end: out.len() });
     }
@@ -277,7 +277,7 @@ fn http(m: &mut Members<'_>, facts: &HttpFacts<'_>) {
         m.plain("target_h", |out| target.write(out));
     }
     m.text_opt("template", facts.template);
-    m.text("version", facts.version);
+    m.code("version", facts.version);
 }
 
 /// Writes the first [`MAX_PARAMS`] parameters by name, each name once: the next greater name is looked for each time, which for the handful of

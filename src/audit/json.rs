@@ -37,6 +37,12 @@ impl<'o> Members<'o> {
         self.out.push(b',');
     }
 
+    /// One of our own words, or hex: what needs no escaping and is never long.
+    pub(crate) fn code(&mut self, key: &'static str, value: &str) {
+        debug_assert!(value.len() <= MAX_STRING && !value.bytes().any(needs_escape), "{key}: {value}");
+        self.plain(key, |out| out.extend_from_slice(value.as_bytes()));
+    }
+
     pub(crate) fn text_opt(&mut self, key: &'static str, value: Option<&str>) {
         if let Some(value) = value {
             self.text(key, value);

@@ -50,7 +50,7 @@ pub struct ShipTiming {
 impl Default for ShipTiming {
     fn default() -> Self {
         Self {
-            linger: Duration::from_millis(50),
+            linger: Duration::from_millis(20),
             retry_min: Duration::from_millis(100),
             retry_max: Duration::from_secs(30),
             attempt: Duration::from_secs(30),

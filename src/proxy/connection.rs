@@ -22,7 +22,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::body::Inflow;
 use super::context::{ClientAddr, ConnContext, Direction, ListenerContext, PeerId, Worker};
-use super::dial::{retirement, set_options};
+use super::dial::retirement;
 use super::forward::forward;
 use super::hangup;
 use super::http2;
@@ -60,7 +60,7 @@ pub(crate) async fn serve(
     addr: ClientAddr,
     slot: Slot,
 ) {
-    if set_options(&stream).is_err() {
+    if stream.set_nodelay(true).is_err() {
         return; // the peer is gone already
     }
     match &listener.direction {

@@ -10,7 +10,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -122,7 +121,7 @@ impl Dialer {
         settings: &UpstreamSettings,
     ) -> Result<(Sender, Life), Failure> {
         let stream = TcpStream::connect(addr).await.map_err(|_| Failure::CONNECT)?;
-        set_options(&stream).map_err(|_| Failure::CONNECT)?;
+        stream.set_nodelay(true).map_err(|_| Failure::CONNECT)?;
         let Self::Mesh(mesh) = self else {
             let sender = handshake(stream, settings, None).await?;
             return Ok((sender, Life { generation: 0, retire_at: None, ends_at: None }));
@@ -141,24 +140,6 @@ impl Dialer {
         let sender = handshake(stream, settings, Some(end)).await?;
         Ok((sender, Life { generation, retire_at: Some(retire_at), ends_at: Some(end) }))
     }
-}
-
-/// How long a connection may be silent before the kernel asks the other end whether it is still there.
-const ASK_AFTER: Duration = Duration::from_secs(20);
-/// How long it may take to hear from the other end: to that question, or to anything sent.
-const HEAR_WITHIN: Duration = Duration::from_secs(30);
-
-/// What every connection wants of the kernel: small writes sent at once, and a peer that vanished without a word (a node that
-/// lost its power) found out. HTTP/2 pings would do the second too, at a look at the clock for each frame.
-///
-/// # Errors
-/// The connection is gone already.
-pub(crate) fn set_options(stream: &TcpStream) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
-    let asks = TcpKeepalive::new().with_time(ASK_AFTER).with_interval(Duration::from_secs(5)).with_retries(2);
-    socket.set_tcp_keepalive(&asks)?;
-    socket.set_tcp_user_timeout(Some(HEAR_WITHIN))
 }
 
 impl MeshDialer {

@@ -19,7 +19,7 @@ use super::authorize::{Granted, authorize};
 use super::body::{Inflow, ReplyBody, RequestBody};
 use super::context::{ConnContext, Direction};
 use super::exchange::Exchange;
-use super::headers::{self, TRACEPARENT};
+use super::headers::{self, TRACEPARENT, Told};
 use super::outcome::Failure;
 use super::reply::{self, Reader};
 use super::upgrade::{self, Switch};
@@ -167,7 +167,12 @@ fn next_request(
 ) -> Request<RequestBody> {
     let (mut parts, body) = request.into_parts();
     headers::clean_request(&mut parts.headers);
-    let told = conn.peer.as_ref().and_then(|peer| peer.told_to_app.as_ref());
+    let told = match &conn.listener.direction {
+        Direction::Outbound { .. } => Told::Sidecar,
+        Direction::Inbound { .. } | Direction::Probes { .. } => {
+            Told::App { client_cert: conn.peer.as_ref().and_then(|peer| peer.told_to_app.as_ref()) }
+        }
+    };
     headers::set_trusted(&mut parts.headers, exchange.ids(), told);
 
     let uri = std::mem::take(&mut parts.uri).into_parts();

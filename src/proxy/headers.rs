@@ -85,19 +85,35 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
         || *name == PROXY_CONNECTION
 }
 
-/// Sets what the app, or the next sidecar, may rely on.
-pub(crate) fn set_trusted(headers: &mut HeaderMap, ids: &RequestIds, client_cert: Option<&HeaderValue>) {
+/// Sets what the app may rely on; another sidecar, which believes nobody about these, gets the trace alone.
+pub(crate) fn set_trusted(headers: &mut HeaderMap, ids: &RequestIds, told: Told<'_>) {
     // Both are made of hex digits and dashes, which a header value may always hold. No two requests have the same, so
     // they are kept out of HPACK's table (RFC 7541, section 7.1.3), where each would push out what does come again.
-    for (name, text) in [(X_REQUEST_ID, ids.request_id().as_bytes()), (TRACEPARENT, ids.traceparent())] {
+    let mut set = |name, text| {
         if let Ok(mut value) = HeaderValue::from_bytes(text) {
             value.set_sensitive(true);
             headers.insert(name, value);
         }
+    };
+    set(TRACEPARENT, ids.traceparent());
+    if let Told::App { client_cert } = told {
+        set(X_REQUEST_ID, ids.request_id().as_bytes());
+        if let Some(value) = client_cert {
+            headers.insert(X_FORWARDED_CLIENT_CERT, value.clone());
+        }
     }
-    if let Some(value) = client_cert {
-        headers.insert(X_FORWARDED_CLIENT_CERT, value.clone());
-    }
+}
+
+/// Who is told.
+#[derive(Clone, Copy)]
+pub(crate) enum Told<'c> {
+    /// The app of this pod, and who its client proved to be.
+    App {
+        /// `x-forwarded-client-cert`.
+        client_cert: Option<&'c HeaderValue>,
+    },
+    /// The next sidecar.
+    Sidecar,
 }
 
 /// Whether `Connection` names `Upgrade`, without which an `Upgrade` field means nothing.
@@ -233,7 +249,7 @@ mod tests {
         ]);
         clean_request(&mut headers);
         let ids = super::super::ids::IdSource::new().next(None);
-        set_trusted(&mut headers, &ids, None);
+        set_trusted(&mut headers, &ids, Told::App { client_cert: None });
         assert_eq!(names(&headers), ["traceparent", "x-request-id", "x-snake_case"]);
         assert_eq!(headers.get_all("x-request-id").iter().count(), 1);
         assert_eq!(headers["x-request-id"], ids.request_id());

@@ -12,9 +12,9 @@ use http::{HeaderMap, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 
-use super::{CONNECTION_WINDOW, STREAM_WINDOW, pump};
+use super::{CONNECTION_WINDOW, STREAM_WINDOW, ping, pump};
 use crate::proxy::body::{Inflow, RequestBody};
-use crate::proxy::headers::{TRACEPARENT, X_REQUEST_ID};
+use crate::proxy::headers::TRACEPARENT;
 use crate::proxy::upstream::UpstreamSettings;
 
 /// The sending end of a connection. Clones share it; when the last is gone and no stream is left, the connection closes.
@@ -22,7 +22,7 @@ use crate::proxy::upstream::UpstreamSettings;
 pub(crate) struct Connection {
     sender: Rc<RefCell<SendRequest<Bytes>>>,
     closed: Rc<Cell<bool>>,
-    /// Whether the names of our own fields are in HPACK's table.
+    /// Whether the name of our own field is in HPACK's table.
     named: Rc<Cell<bool>>,
 }
 
@@ -49,7 +49,7 @@ pub(crate) async fn connect<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let (sender, driver) = Builder::new()
+    let (sender, mut driver) = Builder::new()
         .enable_push(false)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -60,8 +60,13 @@ where
     let closed = Rc::new(Cell::new(false));
     let connection =
         Connection { sender: Rc::new(RefCell::new(sender)), closed: closed.clone(), named: Rc::default() };
+    let pings = driver.ping_pong();
     let driven = async move {
-        drop(driver.await); // an error ends every stream too, which is where it is told
+        tokio::select! {
+            biased;
+            _ = driver => {} // an error ends every stream too, which is where it is told
+            () = ping::unanswered(pings) => {}
+        }
         closed.set(true);
     };
     Ok((connection, driven))
@@ -104,13 +109,11 @@ impl Connection {
     }
 }
 
-/// Lets the first request of a connection put the names of the fields whose values stay out of HPACK's table into it, so that
-/// the others need not spell them.
+/// Lets the first request of a connection put the name of the field whose values stay out of HPACK's table into it, so that
+/// the others need not spell it.
 fn teach(headers: &mut HeaderMap) {
-    for name in [X_REQUEST_ID, TRACEPARENT] {
-        if let Some(value) = headers.get_mut(name) {
-            value.set_sensitive(false);
-        }
+    if let Some(value) = headers.get_mut(TRACEPARENT) {
+        value.set_sensitive(false);
     }
 }
 
@@ -151,5 +154,33 @@ impl Drop for Upload {
         if let Some(task) = &self.0 {
             task.abort();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::proxy::Protocol;
+
+    /// If this fails, requests are sent for a quarter of an hour to a node that has lost its power.
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_falls_silent_is_given_up() {
+        let settings = UpstreamSettings {
+            protocol: Protocol::H2,
+            connect_timeout: Duration::from_secs(1),
+            response_timeout: Duration::from_secs(1),
+            idle: Duration::from_secs(1),
+            head_bytes: 64 * 1024,
+            streams: 100,
+        };
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (near, far) = tokio::join!(connect(near, &settings), h2::server::handshake(far));
+        let (connection, driven) = near.unwrap();
+        let _silent: h2::server::Connection<_, Bytes> = far.unwrap();
+        assert!(!connection.is_closed());
+        driven.await;
+        assert!(connection.is_closed());
     }
 }

@@ -6,6 +6,7 @@
 //! (docs/performance.md). Owns streams, their flow control and their resets; what a request means is `forward`'s.
 
 mod client;
+mod ping;
 mod pump;
 mod server;
 

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use h2::server::{Builder, Connection, SendResponse};
@@ -13,7 +13,7 @@ use http::{Request, Response};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{CONNECTION_WINDOW, STREAM_WINDOW, pump};
+use super::{CONNECTION_WINDOW, STREAM_WINDOW, ping, pump};
 use crate::config::Limits;
 use crate::proxy::body::Inflow;
 use crate::proxy::context::ConnContext;
@@ -23,6 +23,7 @@ use crate::proxy::forward::forward;
 pub(crate) struct Serving<T> {
     conn: Rc<ConnContext>,
     connection: Connection<T, Bytes>,
+    unanswered: Pin<Box<dyn Future<Output = ()>>>,
 }
 
 /// Waits for the client's preface.
@@ -33,14 +34,15 @@ pub(crate) async fn accept<T>(conn: Rc<ConnContext>, io: T, limits: &Limits) -> 
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let connection = Builder::new()
+    let mut connection = Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(limits.head_bytes)
         .handshake(io)
         .await?;
-    Ok(Serving { conn, connection })
+    let unanswered = Box::pin(ping::unanswered(connection.ping_pong()));
+    Ok(Serving { conn, connection, unanswered })
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Serving<T> {
@@ -54,13 +56,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Serving<T> {
     type Output = Result<(), h2::Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        while let Some(accepted) = ready!(self.connection.poll_accept(cx)) {
+        loop {
+            let accepted = match self.connection.poll_accept(cx) {
+                Poll::Ready(Some(accepted)) => accepted,
+                Poll::Ready(None) => return Poll::Ready(Ok(())),
+                Poll::Pending => return self.unanswered.as_mut().poll(cx).map(Ok),
+            };
             let (request, respond) = accepted?;
             // Boxed first: tokio moves what it is given half a dozen times before and after it runs.
             let stream = Box::pin(serve(self.conn.clone(), request, respond));
             drop(tokio::task::spawn_local(stream));
         }
-        Poll::Ready(Ok(()))
     }
 }
 
