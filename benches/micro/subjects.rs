@@ -119,7 +119,7 @@ fn headers_usual() -> Box<dyn FnMut()> {
     let mut map = usual_head();
     Box::new(move || {
         headers::clean_request(black_box(&mut map));
-        headers::set_trusted(&mut map, &ids, Some(&told));
+        headers::set_trusted(&mut map, &ids, headers::Told::App { client_cert: Some(&told) });
     })
 }
 
@@ -139,7 +139,7 @@ fn headers_hop_by_hop() -> Box<dyn FnMut()> {
             HeaderValue::from_static("URI=forged"),
         );
         headers::clean_request(black_box(&mut map));
-        headers::set_trusted(&mut map, &ids, Some(&told));
+        headers::set_trusted(&mut map, &ids, headers::Told::App { client_cert: Some(&told) });
     })
 }
 
