@@ -81,7 +81,7 @@ async fn serve_mesh(
     let mut drain = worker.drain.clone();
     let shaken = tokio::select! {
         biased;
-        shaken = handshake(&worker, stream) => shaken,
+        shaken = Box::pin(handshake(&worker, stream)) => shaken,
         // Who has not said who it is by now is as one who comes after the listener closed.
         () = drain.begun() => return,
     };
@@ -111,7 +111,8 @@ async fn serve_mesh(
     let life = retirement(peer.not_after);
     let peer = PeerId { id: peer.id, cert_sha256: peer.sha256_hex, life, told_to_app };
     let conn = ConnContext::new(worker, listener, Some(peer), fragment, None, h2, slot);
-    serve_http(conn, stream, h2, addr).await;
+    // A task of its own: this one's memory, most of it the handshake's, is not kept for as long as the connection lives.
+    drop(tokio::task::spawn_local(serve_http(conn, stream, h2, addr)));
 }
 
 async fn serve_plain(
@@ -183,7 +184,11 @@ where
     let life = conn.peer.as_ref().map(|peer| peer.life);
     let gauge = worker.metrics.connections(conn.listener.direction.side());
     gauge.inc();
-    let offence = if h2 { serve_h2(&conn, stream, life).await } else { serve_h1(&conn, stream, life).await };
+    let offence = if h2 {
+        Box::pin(serve_h2(&conn, stream, life)).await
+    } else {
+        Box::pin(serve_h1(&conn, stream, life)).await
+    };
     gauge.dec();
     if let Some(reason) = offence {
         let subject = conn.peer.as_ref().map(PeerId::facts);
@@ -208,13 +213,13 @@ where
         let conn = conn.clone();
         service_fn(move |request: http::Request<Incoming>| forward(conn.clone(), request.map(Inflow::Whole)))
     };
-    let serving = builder.serve_connection(io, service).with_upgrades();
+    let mut serving = Box::pin(builder.serve_connection(io, service).with_upgrades());
     let patient = conn.patience.clone();
     let silent = poll_fn(move |cx| patient.as_ref().map_or(Poll::Pending, |patience| patience.poll_over(cx)));
     let served = tokio::select! {
         biased;
         () = silent => return None,
-        served = drive(serving, &conn.worker, life, |c| c.graceful_shutdown()) => served,
+        served = drive(serving.as_mut(), &conn.worker, life, |c| c.graceful_shutdown()) => served,
     };
     match served {
         Some(Err(error)) if error.is_parse_too_large() => Some("head_too_large"),
@@ -236,11 +241,14 @@ where
     let mut drain = conn.worker.drain.clone();
     let accepted = tokio::select! {
         biased;
-        accepted = tokio::time::timeout(limits.head_timeout, http2::accept(conn.clone(), stream, limits)) => accepted.ok()?,
+        accepted = tokio::time::timeout(limits.head_timeout, Box::pin(http2::accept(conn.clone(), stream, limits))) => accepted.ok()?,
         () = drain.begun() => return None, // nothing was asked yet
     };
     let ended = match accepted {
-        Ok(serving) => drive(serving, &conn.worker, life, |serving| serving.get_mut().finish()).await?,
+        Ok(serving) => {
+            let mut serving = Box::pin(serving);
+            drive(serving.as_mut(), &conn.worker, life, |serving| serving.get_mut().finish()).await?
+        }
         Err(error) => Err(error),
     };
     let error = ended.err()?;
@@ -276,12 +284,11 @@ fn plain_facts(listener: &ListenerContext, addr: ClientAddr) -> ConnFacts<'_> {
 /// Serves until the connection ends by itself, a drain asks it to finish, or its peer's certificate runs out. `finish`
 /// tells it to end what it has and take nothing new. Returns how it ended, or nothing when the certificate ended it.
 async fn drive<C: Future>(
-    conn: C,
+    mut conn: Pin<&mut C>,
     worker: &Worker,
     life: Option<(Instant, Instant)>,
     finish: impl FnOnce(Pin<&mut C>),
 ) -> Option<C::Output> {
-    let mut conn = std::pin::pin!(conn);
     let mut drain = worker.drain.clone();
     let mut finishing = std::pin::pin!(async {
         match life {
@@ -306,5 +313,29 @@ async fn drive<C: Future>(
         None => Some(conn.await),
         // Access ends with the certificate that it was given on, whatever is under way.
         Some((_, end)) => tokio::time::timeout_at(end, conn).await.ok(),
+    }
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_serve<A, B, C, D, E, F>(_: fn(A, B, C, D, E) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    fn of_serve_http<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    fn of_serve_protocol<'a, B, C, F>(_: fn(&'a Rc<ConnContext>, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// If this fails, each idle connection costs kilobytes for what it did long ago: the task of one was 13 KiB.
+    #[test]
+    fn the_tasks_of_a_connection_stay_small() {
+        let protocol = of_serve_protocol(serve_h1::<TlsStream<TcpStream>>);
+        let sizes = [of_serve(serve), of_serve_http(serve_http::<TlsStream<TcpStream>>), protocol];
+        assert!(sizes.iter().all(|size| *size <= 2048), "{sizes:?}");
     }
 }
