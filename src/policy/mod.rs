@@ -7,7 +7,9 @@
 //! [`admit`] refuses what is malformed or can be read in two ways and returns the rest in one form. [`Policy::grants`]
 //! says once for each connection which rules concern its peer. [`Policy::decide`] answers for each request.
 
+mod codes;
 mod compile;
+mod contradict;
 mod decide;
 mod document;
 mod explain;
@@ -27,6 +29,7 @@ mod target;
 mod trie;
 mod validate;
 
+pub use codes::{CODES, Code};
 pub use compile::{Policy, Template};
 pub use decide::Decision;
 pub use explain::{Candidate, Explanation, explain};
@@ -37,7 +40,7 @@ pub use path::PathRules;
 pub use reason::{Outcome, Reason};
 pub use request::Request;
 pub use target::{Admitted, RawRequest, admit, admit_host, is_method_override_header};
-pub use validate::{Report, validate};
+pub use validate::{Checks, Report, validate, validate_with};
 
 /// A point in time: seconds since 1970-01-01T00:00:00Z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -2,7 +2,17 @@
 
 use std::collections::HashSet;
 
-use super::{Finding, Policy, Severity, UnixSeconds, document, lint, reach, selftest};
+use super::{Finding, Policy, Severity, UnixSeconds, contradict, document, lint, reach, selftest};
+use crate::identity::TrustDomain;
+
+/// What a file is judged by besides itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Checks<'a> {
+    /// The time to judge dates by.
+    pub now: UnixSeconds,
+    /// The trust domains whose identities can reach the service; none when that is not known.
+    pub trust_domains: Option<&'a [TrustDomain]>,
+}
 
 /// What [`validate`] found.
 #[derive(Debug)]
@@ -26,12 +36,19 @@ impl Report {
 
 /// Reads a policy file, looks for what is doubtful and runs the file's tests, all as of `now`.
 pub fn validate(source: &[u8], now: UnixSeconds) -> Report {
+    validate_with(source, &Checks { now, trust_domains: None })
+}
+
+/// As [`validate`], with what is known of the sidecar that will use the file.
+pub fn validate_with(source: &[u8], checks: &Checks<'_>) -> Report {
+    let now = checks.now;
     let document = match document::read(source) {
         Ok(document) => document,
         Err(findings) => return Report { policy: None, findings, tests_run: 0, tests_failed: 0 },
     };
     let policy = Policy::compile(&document, source);
     let mut findings = lint::run(&document, now);
+    findings.extend(contradict::run(&document, now, checks.trust_domains));
     findings.extend(reach::run(&document, &policy));
     let ran = selftest::run(&policy, &document, now);
     let tests_run = ran.len();

@@ -1,0 +1,33 @@
+//! `phiward policy`: the policy file's tools, one file a command. They parse arguments, ask [`crate::policy`], and print.
+
+mod explain;
+mod sarif;
+mod shared;
+mod validate;
+
+use std::process::ExitCode;
+
+pub use shared::Format;
+
+/// The policy file's tools.
+#[derive(Debug, clap::Subcommand)]
+pub enum PolicyCommand {
+    /// Check policy files: errors, doubtful rules, and the tests they carry
+    ///
+    /// Every finding of every file is reported in one run, with its place and a code that never changes; docs/policy.md
+    /// lists the codes. Exits with 0 when every file is valid, 1 when one is not, 2 when one cannot be read.
+    Validate(validate::ValidateArgs),
+    /// Say what a policy decides about one request, and why. The engine is the sidecar's own
+    ///
+    /// Exits with 0 when the request is allowed, 1 when it is denied or rejected, 2 when the question cannot be answered.
+    Explain(explain::ExplainArgs),
+}
+
+/// Runs `command` and returns the exit code.
+pub fn run(command: PolicyCommand) -> ExitCode {
+    let code = match command {
+        PolicyCommand::Validate(args) => validate::validate(args),
+        PolicyCommand::Explain(args) => explain::explain(args),
+    };
+    ExitCode::from(code)
+}

@@ -1,0 +1,119 @@
+//! What each of the policy file's tools prints, on good and bad files, compared with the files in `tests/snapshots`.
+//!
+//! After a change that is meant: `PHIWARD_REWRITE_SNAPSHOTS=1 cargo test --test policy_tools`, then read the difference.
+#![allow(clippy::unwrap_used)] // a failure here is a failed test
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Judges dates as of this day, so that the snapshots do not age.
+const NOW: &str = "2026-11-21";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn run(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_phiward"));
+    command.arg("policy").args(args).current_dir(root()).env_remove("NO_COLOR").output().unwrap()
+}
+
+/// Everything that `phiward policy ARGS...` shows, and its exit code.
+fn shown(args: &[&str]) -> String {
+    let output = run(args);
+    let code = output.status.code().unwrap();
+    let mut text = format!("$ phiward policy {}\n", args.join(" "));
+    for (name, bytes) in [("stdout", output.stdout), ("stderr", output.stderr)] {
+        if !bytes.is_empty() {
+            text += &format!("--- {name}\n{}", String::from_utf8(bytes).unwrap());
+        }
+    }
+    text + &format!("--- exit {code}\n")
+}
+
+/// Compares `text` with the snapshot `name`, or rewrites it when that is asked for.
+fn compare(name: &str, text: &str) {
+    let path = root().join("tests/snapshots").join(name);
+    if std::env::var_os("PHIWARD_REWRITE_SNAPSHOTS").is_some() {
+        std::fs::write(&path, text).unwrap();
+        return;
+    }
+    let want = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        want == text,
+        "{} differs.\n--- expected\n{want}\n--- found\n{text}\nIf it is meant: PHIWARD_REWRITE_SNAPSHOTS=1",
+        path.display()
+    );
+}
+
+fn snapshot(name: &str, runs: &[&[&str]]) {
+    compare(name, &runs.iter().map(|args| shown(args)).collect::<Vec<_>>().join("\n"));
+}
+
+const GOOD: &str = "config/policy.yaml";
+const BROKEN: &str = "tests/fixtures/policy/broken.yaml";
+const DOUBTFUL: &str = "tests/fixtures/policy/doubtful.yaml";
+
+/// If this fails, a security engineer sees other findings, places or hints than before.
+#[test]
+fn validate_shows_every_finding() {
+    snapshot(
+        "validate.txt",
+        &[
+            &["validate", GOOD, "--now", NOW],
+            &["validate", BROKEN, "--now", NOW],
+            &["validate", DOUBTFUL, "--now", NOW, "--trust-domain", "hospital.local"],
+            &["validate", GOOD, "--now", NOW, "--deny-lints", "--config", "config/sidecar.yaml"],
+            &["validate", GOOD, "--now", NOW, "--deny-lints", "--trust-domain", "clinic.local"],
+            &["validate", "tests/fixtures/policy/missing.yaml"],
+        ],
+    );
+}
+
+/// If this fails, a pipeline reads findings under other keys than before.
+#[test]
+fn validate_speaks_json_and_sarif() {
+    snapshot(
+        "validate-json.txt",
+        &[&[
+            "validate",
+            GOOD,
+            BROKEN,
+            "tests/fixtures/policy/missing.yaml",
+            "--now",
+            NOW,
+            "--format",
+            "json",
+        ]],
+    );
+    snapshot("validate-sarif.txt", &[&["validate", BROKEN, "--now", NOW, "--format", "sarif"]]);
+}
+
+/// If this fails, code scanning refuses the log: these are the properties that the SARIF 2.1.0 schema requires, and the
+/// ones that GitHub and GitLab require beyond it.
+#[test]
+fn sarif_has_what_its_schema_requires() {
+    let missing = "tests/fixtures/policy/missing.yaml";
+    let output = run(&["validate", BROKEN, DOUBTFUL, missing, "--now", NOW, "--format", "sarif"]);
+    let log: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(log["version"], "2.1.0");
+    let run = &log["runs"][0];
+    let driver = &run["tool"]["driver"];
+    assert!(driver["name"].is_string());
+    let rules = driver["rules"].as_array().unwrap();
+    assert!(rules.iter().all(|rule| rule["id"].is_string() && rule["shortDescription"]["text"].is_string()));
+    assert_eq!(run["invocations"][0]["executionSuccessful"], false);
+    assert!(run["invocations"][0]["toolExecutionNotifications"][0]["message"]["text"].is_string());
+    let results = run["results"].as_array().unwrap();
+    assert!(results.len() > 20);
+    for result in results {
+        let index = usize::try_from(result["ruleIndex"].as_u64().unwrap()).unwrap();
+        assert_eq!(result["ruleId"], rules[index]["id"]);
+        assert!(["error", "warning"].contains(&result["level"].as_str().unwrap()));
+        assert!(result["message"]["text"].is_string());
+        let place = &result["locations"][0]["physicalLocation"];
+        assert!(place["artifactLocation"]["uri"].is_string());
+        assert!(place["region"]["startLine"].as_u64().unwrap() >= 1);
+        assert!(place["region"]["startColumn"].as_u64().unwrap() >= 1);
+    }
+}
