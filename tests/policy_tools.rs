@@ -117,3 +117,21 @@ fn sarif_has_what_its_schema_requires() {
         assert!(place["region"]["startColumn"].as_u64().unwrap() >= 1);
     }
 }
+
+const MORE_TESTS: &str = "tests/fixtures/policy/more-tests.yaml";
+
+/// If this fails, the author of a policy is told other results or reasons than before.
+#[test]
+fn test_shows_what_ran_and_why_it_failed() {
+    snapshot(
+        "test.txt",
+        &[
+            &["test", GOOD, "--now", NOW],
+            &["test", GOOD, "--now", NOW, "--tests", MORE_TESTS],
+            &["test", GOOD, DOUBTFUL, "--now", NOW],
+            &["test", GOOD, "--now", NOW, "--tests", "tests/fixtures/policy/missing.yaml", "--tests", BROKEN],
+        ],
+    );
+    snapshot("test-json.txt", &[&["test", GOOD, "--now", NOW, "--tests", MORE_TESTS, "--format", "json"]]);
+    snapshot("test-junit.txt", &[&["test", GOOD, "--now", NOW, "--tests", MORE_TESTS, "--format", "junit"]]);
+}

@@ -26,6 +26,7 @@ mod reason;
 mod request;
 mod selftest;
 mod target;
+mod testing;
 mod trie;
 mod validate;
 
@@ -40,6 +41,7 @@ pub use path::PathRules;
 pub use reason::{Outcome, Reason};
 pub use request::Request;
 pub use target::{Admitted, RawRequest, admit, admit_host, is_method_override_header};
+pub use testing::{TestResult, TestSet};
 pub use validate::{Checks, Report, validate, validate_with};
 
 /// A point in time: seconds since 1970-01-01T00:00:00Z.

@@ -44,6 +44,14 @@ impl Request {
         matters
     }
 
+    /// The request line as it was written.
+    pub fn line(&self) -> String {
+        match &self.authority {
+            Some(authority) => format!("{} http://{authority}{}", self.method, self.target),
+            None => format!("{} {}", self.method, self.target),
+        }
+    }
+
     /// The head, for [`super::admit`]; `host` is used when the request names none.
     pub fn raw<'a>(&'a self, host: &'a str) -> RawRequest<'a> {
         let header = self.hosts.first().map(String::as_str);

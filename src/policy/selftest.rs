@@ -5,6 +5,7 @@ use super::{Admitted, Decision, Finding, Grants, Outcome, Policy, UnixSeconds, a
 
 /// What one test's request came to.
 pub(super) struct Ran<'p> {
+    pub(super) decision: Decision<'p>,
     /// The role that a passed `allow` test showed to work.
     pub(super) proved_role: Option<&'p str>,
     pub(super) failure: Option<Finding>,
@@ -15,7 +16,8 @@ pub(super) fn run<'p>(policy: &'p Policy, document: &Document, now: UnixSeconds)
     document.cases.iter().map(|case| run_one(policy, case, now)).collect()
 }
 
-fn run_one<'p>(policy: &'p Policy, case: &Case, now: UnixSeconds) -> Ran<'p> {
+/// Runs one test, of the file that `policy` was compiled from or of another.
+pub(super) fn run_one<'p>(policy: &'p Policy, case: &Case, now: UnixSeconds) -> Ran<'p> {
     let raw = case.request.raw(policy.default_host());
     let decision = match admit(&raw, policy.path_rules()) {
         Err(reason) => Decision::rejected(reason),
@@ -23,7 +25,7 @@ fn run_one<'p>(policy: &'p Policy, case: &Case, now: UnixSeconds) -> Ran<'p> {
     };
     let failure = complaint(case, &decision).map(|text| Finding::error("test_failed", case.at, text));
     let proved_role = if failure.is_none() { decision.role } else { None };
-    Ran { proved_role, failure }
+    Ran { decision, proved_role, failure }
 }
 
 /// For `as: any` the answer must hold for everyone. What the identity with the widest rights is denied, everyone is; what
@@ -54,7 +56,7 @@ fn complaint(case: &Case, got: &Decision<'_>) -> Option<String> {
     }
 }
 
-fn describe(decision: &Decision<'_>) -> String {
+pub(super) fn describe(decision: &Decision<'_>) -> String {
     let outcome = match decision.outcome {
         Outcome::Allow => "allowed",
         Outcome::Deny => "denied",

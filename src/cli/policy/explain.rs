@@ -53,7 +53,7 @@ pub(super) fn explain(args: ExplainArgs) -> u8 {
     if explanation.decision.is_allowed() { 0 } else { NO }
 }
 
-pub(super) fn explanation_text(policy: &Policy, id: &SpiffeId, explanation: &Explanation<'_>) -> String {
+fn explanation_text(policy: &Policy, id: &SpiffeId, explanation: &Explanation<'_>) -> String {
     let decision = &explanation.decision;
     let mut text = String::new();
     // Writing to a String cannot fail.
@@ -77,12 +77,21 @@ pub(super) fn explanation_text(policy: &Policy, id: &SpiffeId, explanation: &Exp
         &if explanation.roles.is_empty() { "none".to_owned() } else { explanation.roles.join(", ") },
     );
     row("policy", &format!("{} {}", policy.name(), policy.revision()));
+    let rules = trace(explanation);
+    if rules.is_empty() { text } else { text + "\n" + &rules }
+}
+
+/// Why each rule decided or did not.
+pub(super) fn trace(explanation: &Explanation<'_>) -> String {
+    let mut text = String::new();
     for (title, permissions) in [("deny rules", false), ("permissions", true)] {
         let rows: Vec<_> =
             explanation.candidates.iter().filter(|row| row.role.is_some() == permissions).collect();
-        if !rows.is_empty() {
-            let _ = writeln!(text, "\n{title}:");
+        if rows.is_empty() {
+            continue;
         }
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{}{title}:", if text.is_empty() { "" } else { "\n" });
         for candidate in rows {
             let _ = writeln!(text, "  {}", candidate_text(candidate));
         }
@@ -90,7 +99,7 @@ pub(super) fn explanation_text(policy: &Policy, id: &SpiffeId, explanation: &Exp
     text
 }
 
-pub(super) fn candidate_text(candidate: &Candidate<'_>) -> String {
+fn candidate_text(candidate: &Candidate<'_>) -> String {
     let name = candidate.role.map_or(candidate.rule.to_owned(), |role| format!("{role}/{}", candidate.rule));
     let verdict = candidate.mismatch.as_deref().unwrap_or("matches");
     let note = candidate.note.map(|note| format!(" ({note})")).unwrap_or_default();

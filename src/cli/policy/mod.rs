@@ -1,8 +1,10 @@
 //! `phiward policy`: the policy file's tools, one file a command. They parse arguments, ask [`crate::policy`], and print.
 
 mod explain;
+mod junit;
 mod sarif;
 mod shared;
+mod test;
 mod validate;
 
 use std::process::ExitCode;
@@ -17,6 +19,11 @@ pub enum PolicyCommand {
     /// Every finding of every file is reported in one run, with its place and a code that never changes; docs/policy.md
     /// lists the codes. Exits with 0 when every file is valid, 1 when one is not, 2 when one cannot be read.
     Validate(validate::ValidateArgs),
+    /// Run the tests that policy files carry, and further ones
+    ///
+    /// Prints what ran and what failed, with the trace of the decision. Exits with 0 when every test passed, 1 when one
+    /// failed, 2 when a file cannot be read or is not valid.
+    Test(test::TestArgs),
     /// Say what a policy decides about one request, and why. The engine is the sidecar's own
     ///
     /// Exits with 0 when the request is allowed, 1 when it is denied or rejected, 2 when the question cannot be answered.
@@ -27,6 +34,7 @@ pub enum PolicyCommand {
 pub fn run(command: PolicyCommand) -> ExitCode {
     let code = match command {
         PolicyCommand::Validate(args) => validate::validate(args),
+        PolicyCommand::Test(args) => test::test(args),
         PolicyCommand::Explain(args) => explain::explain(args),
     };
     ExitCode::from(code)

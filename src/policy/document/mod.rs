@@ -100,6 +100,30 @@ pub(super) fn read(source: &[u8]) -> Result<Document, Vec<Finding>> {
     }
 }
 
+/// Reads a file that holds tests alone: `kind: PolicyTests`.
+pub(super) fn read_tests(source: &[u8]) -> Result<Vec<Case>, Vec<Finding>> {
+    let root = yaml::parse(source).map_err(|problem| vec![Finding { code: "yaml", ..problem.into() }])?;
+    let reader = Reader::new();
+    let mut parts = Parts::new(&reader);
+    let cases = read_tests_root(&mut parts, &root);
+    let mut findings = parts.into_findings();
+    findings.extend(reader.into_problems().into_iter().map(Finding::from));
+    findings.sort_by_key(|finding| finding.at);
+    if findings.is_empty() { Ok(cases.unwrap_or_default()) } else { Err(findings) }
+}
+
+fn read_tests_root(parts: &mut Parts<'_>, root: &Node) -> Option<Vec<Case>> {
+    let reader = parts.reader;
+    let mut fields = reader.fields(root, "the file of tests")?;
+    let version = fields.required("apiVersion");
+    version.and_then(|node| reader.one_of(node, "apiVersion", &[("phiward/v1", ())]));
+    let kind = fields.required("kind");
+    kind.and_then(|node| reader.one_of(node, "kind", &[("PolicyTests", ())]));
+    let cases = fields.required("tests").and_then(|node| cases::cases(parts, node));
+    fields.finish();
+    cases
+}
+
 fn read_root(parts: &mut Parts<'_>, root: &Node) -> Option<Document> {
     let reader = parts.reader;
     let mut fields = reader.fields(root, "the policy")?;
