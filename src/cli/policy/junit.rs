@@ -25,7 +25,8 @@ pub(super) fn report(suites: &[Suite<'_>]) -> String {
                 result.expect.as_str()
             ));
             let line = result.at.line;
-            let head = format!("<testcase classname=\"{policy}\" name=\"{name}\" file=\"{file}\" line=\"{line}\"");
+            let head =
+                format!("<testcase classname=\"{policy}\" name=\"{name}\" file=\"{file}\" line=\"{line}\"");
             let _ = match &result.failure {
                 None => writeln!(text, "    {head}/>"),
                 Some(failure) => writeln!(

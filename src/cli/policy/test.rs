@@ -129,10 +129,11 @@ pub(super) fn failure_text(result: &TestResult<'_>) -> String {
     let mut text = format!("       {failure}\n");
     match &result.explanation {
         Some((id, explanation)) => {
-            if result.subject == "any" {
+            let trace = trace(explanation);
+            if result.subject == "any" && !trace.is_empty() {
                 let _ = writeln!(text, "       for example for {}:", id.as_str());
             }
-            for line in trace(explanation).lines() {
+            for line in trace.lines().filter(|line| !line.is_empty()) {
                 let _ = writeln!(text, "         {line}");
             }
         }
@@ -155,7 +156,7 @@ fn as_json(suites: &[Suite<'_>]) -> Value {
                 "failure": result.failure,
                 "trace": result.explanation.as_ref().map(|(id, explanation)| json!({
                     "as": id.as_str(),
-                    "lines": trace(explanation).lines().collect::<Vec<_>>(),
+                    "lines": trace(explanation).lines().filter(|line| !line.is_empty()).collect::<Vec<_>>(),
                 })),
             })
         });
