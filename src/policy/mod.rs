@@ -8,14 +8,17 @@
 //! says once for each connection which rules concern its peer. [`Policy::decide`] answers for each request.
 
 mod compile;
+mod conditions;
 mod decide;
 mod document;
 mod explain;
 mod finding;
 mod grants;
+mod headers;
 mod host;
 mod lint;
 mod method;
+mod params;
 mod path;
 mod pattern;
 mod query;
@@ -28,16 +31,17 @@ mod trie;
 mod validate;
 
 pub use compile::{Policy, Template};
-pub use decide::Decision;
+pub use decide::{Decision, Shadow};
 pub use explain::{Candidate, Explanation, explain};
 pub use finding::{Finding, Severity};
 pub use grants::Grants;
+pub use headers::{Headers, NoHeaders};
 pub use method::Method;
 pub use path::PathRules;
 pub use reason::{Outcome, Reason};
 pub use request::Request;
 pub use target::{Admitted, RawRequest, admit, admit_host, is_method_override_header};
-pub use validate::{Report, validate};
+pub use validate::{Report, load, validate};
 
 /// A point in time: seconds since 1970-01-01T00:00:00Z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
