@@ -44,16 +44,31 @@ impl Policy {
         Grants { stamp: self.stamp, roles: roles.into(), denies: denies.into(), valid_until: next.at }
     }
 
-    /// The widest rights that anyone can have: every role, and only the deny rules that concern everyone for good.
-    pub(super) fn widest_grants(&self) -> Grants {
-        let roles = (0..self.roles.len() as u32).collect();
-        Grants { stamp: self.stamp, roles, denies: [EVERYONE].into(), valid_until: None }
+    /// The widest rights that anyone can have at `now`: every role that is bound, and only the deny rules that concern
+    /// everyone.
+    pub(super) fn widest_grants(&self, now: UnixSeconds) -> Grants {
+        let mut next = Next { now, at: None };
+        let bound = self.bindings.all.iter().filter(|binding| next.in_force(binding.from, binding.until));
+        let mut roles: Vec<_> = bound.map(|binding| binding.role).collect();
+        roles.sort_unstable();
+        roles.dedup();
+        let mut denies = vec![EVERYONE];
+        for (at, deny) in self.denies.iter().enumerate() {
+            if deny.identities.is_none() && deny.until.is_some() && next.in_force(None, deny.until) {
+                denies.push(at as u32 + 1);
+            }
+        }
+        Grants { stamp: self.stamp, roles: roles.into(), denies: denies.into(), valid_until: next.at }
     }
 
-    /// The narrowest rights that anyone can have: no role, and every deny rule.
-    pub(super) fn narrowest_grants(&self) -> Grants {
-        let denies = (0..=self.denies.len() as u32).collect();
-        Grants { stamp: self.stamp, roles: [].into(), denies, valid_until: None }
+    /// The narrowest rights that anyone can have at `now`: no role, and every deny rule.
+    pub(super) fn narrowest_grants(&self, now: UnixSeconds) -> Grants {
+        let mut next = Next { now, at: None };
+        let in_force = |deny: &super::compile::CompiledDeny| next.in_force(None, deny.until);
+        let in_force: Vec<_> = self.denies.iter().map(in_force).collect();
+        let dated = (1..).zip(in_force).filter(|(_, in_force)| *in_force).map(|(group, _)| group);
+        let denies = std::iter::once(EVERYONE).chain(dated).collect();
+        Grants { stamp: self.stamp, roles: [].into(), denies, valid_until: next.at }
     }
 }
 

@@ -8,6 +8,7 @@ use super::{Finding, UnixSeconds};
 pub(super) fn run(document: &Document, now: UnixSeconds) -> Vec<Finding> {
     let mut findings = Vec::new();
     dates(document, now, &mut findings);
+    shadow(document, &mut findings);
     breadth(document, &mut findings);
     unbound(document, &mut findings);
     findings
@@ -28,6 +29,16 @@ fn dates(document: &Document, now: UnixSeconds, findings: &mut Vec<Finding>) {
     for (deny, at) in document.deny.iter().filter_map(|deny| Some((deny, past(&deny.until)?))) {
         let message = format!("the deny rule `{}` has ended: it denies nothing any more", deny.name.value);
         findings.push(Finding::warning("expired_deny", at, message).hint("remove it, or set a later date"));
+    }
+}
+
+fn shadow(document: &Document, findings: &mut Vec<Finding>) {
+    if let Some(at) = document.shadow {
+        let finding =
+            Finding::warning("shadow_mode", at, "this policy decides and records, and blocks nothing");
+        findings.push(
+            finding.hint("write `mode: enforce` once the trail shows no `decision.shadow` that surprises"),
+        );
     }
 }
 

@@ -9,15 +9,18 @@
 
 mod codes;
 mod compile;
+mod conditions;
 mod contradict;
 mod decide;
 mod document;
 mod explain;
 mod finding;
 mod grants;
+mod headers;
 mod host;
 mod lint;
 mod method;
+mod params;
 mod path;
 mod pattern;
 mod query;
@@ -32,17 +35,18 @@ mod validate;
 
 pub use codes::{CODES, Code};
 pub use compile::{Policy, Template};
-pub use decide::Decision;
+pub use decide::{Decision, Shadow};
 pub use explain::{Candidate, Explanation, explain};
 pub use finding::{Finding, Severity};
 pub use grants::Grants;
+pub use headers::{Headers, NoHeaders};
 pub use method::Method;
 pub use path::PathRules;
 pub use reason::{Outcome, Reason};
 pub use request::Request;
 pub use target::{Admitted, RawRequest, admit, admit_host, is_method_override_header};
 pub use testing::{TestResult, TestSet};
-pub use validate::{Checks, Report, validate, validate_with};
+pub use validate::{Checks, Report, load, validate, validate_with};
 
 /// A point in time: seconds since 1970-01-01T00:00:00Z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

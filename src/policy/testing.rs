@@ -59,6 +59,7 @@ impl TestSet {
 }
 
 fn result<'p>(policy: &'p Policy, case: &Case, now: UnixSeconds) -> TestResult<'p> {
+    let now = case.now.unwrap_or(now);
     let ran = selftest::run_one(policy, case, now);
     let subject = match &case.subject {
         Subject::Any => "any".to_owned(),
@@ -70,7 +71,7 @@ fn result<'p>(policy: &'p Policy, case: &Case, now: UnixSeconds) -> TestResult<'
         subject,
         request: case.request.line(),
         expect: case.expect,
-        found: describe(&ran.decision),
+        found: describe(ran.decision.unshadowed()),
         failure: ran.failure.map(|finding| finding.message),
         explanation,
     }

@@ -22,6 +22,10 @@ pub(super) struct End {
     pub(super) pattern: u32,
     /// The rule's methods, here to save a look at the rule.
     pub(super) methods: MethodSet,
+    /// The rule asks for more than a method and a path, so it must be looked at. It is not for most.
+    pub(super) conditional: bool,
+    /// The rule only says what it would do.
+    pub(super) shadow: bool,
 }
 
 /// The compiled tree.
@@ -296,7 +300,17 @@ mod tests {
     fn tree(wide: bool, patterns: &[PathPattern]) -> Trie {
         let mut builder = Builder::new(wide);
         for (at, pattern) in (0..).zip(patterns) {
-            builder.insert(pattern, End { group: 0, rule: at, pattern: at, methods: MethodSet::ALL });
+            builder.insert(
+                pattern,
+                End {
+                    group: 0,
+                    rule: at,
+                    pattern: at,
+                    methods: MethodSet::ALL,
+                    conditional: false,
+                    shadow: false,
+                },
+            );
         }
         builder.build()
     }

@@ -2,8 +2,10 @@
 
 use std::collections::HashSet;
 
-use super::{Finding, Policy, Severity, UnixSeconds, contradict, document, lint, reach, selftest};
 use crate::identity::TrustDomain;
+use crate::yaml;
+
+use super::{Finding, Policy, Severity, UnixSeconds, contradict, document, lint, reach, selftest};
 
 /// What a file is judged by besides itself.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +36,18 @@ impl Report {
     }
 }
 
+/// Reads and compiles a policy file and runs its tests, as a sidecar does before the policy is in force.
+///
+/// # Errors
+/// Every error of the file, the tests that fail as of `now` among them, in its order; never an empty list.
+pub fn load(source: &[u8], now: UnixSeconds) -> Result<Policy, Vec<Finding>> {
+    let document = document::read(source)?;
+    let policy = Policy::compile(&document, source);
+    let failures: Vec<_> =
+        selftest::run(&policy, &document, now).into_iter().filter_map(|ran| ran.failure).collect();
+    if failures.is_empty() { Ok(policy) } else { Err(failures) }
+}
+
 /// Reads a policy file, looks for what is doubtful and runs the file's tests, all as of `now`.
 pub fn validate(source: &[u8], now: UnixSeconds) -> Report {
     validate_with(source, &Checks { now, trust_domains: None })
@@ -58,6 +72,14 @@ pub fn validate_with(source: &[u8], checks: &Checks<'_>) -> Report {
         let message = format!("no test shows that the role `{}` works", role.value);
         let hint = "add a test that expects one of its permissions to allow a request";
         findings.push(Finding::warning("untested_role", role.at, message).hint(hint));
+    }
+    for (at, time) in selftest::expiring(&policy, &document, now) {
+        let message = format!(
+            "this test will fail from {} on, and the policy could not be loaded then",
+            yaml::day(time.0)
+        );
+        let hint = "give it the time that it is about, as `now`";
+        findings.push(Finding::warning("expiring_test", at, message).hint(hint));
     }
     let failures: Vec<_> = ran.into_iter().filter_map(|ran| ran.failure).collect();
     let tests_failed = failures.len();

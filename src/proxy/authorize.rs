@@ -333,6 +333,7 @@ fn raw_request<B>(request: &Request<B>) -> RawRequest<'_> {
         more_hosts: hosts.next().is_some(),
         method_override: overrides_method(headers),
         http2: request.version() == Version::HTTP_2,
+        headers,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The small parts that rules are made of: names, labels, methods, paths, hosts, identities.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::hash::Hash;
 
@@ -22,12 +22,29 @@ pub(super) struct Parts<'r> {
     pub(super) path: PathRules,
     /// The names of `service.hosts`, once they are known.
     pub(super) hosts: Option<HashSet<String>>,
+    /// The whole policy is in shadow mode.
+    pub(super) shadow: bool,
+    /// The headers that rules are about.
+    pub(super) headers: RefCell<HashSet<String>>,
+    /// Some rule is about the query.
+    pub(super) query: Cell<bool>,
+    /// The rules are in other files, so any header may have a part in a test.
+    pub(super) any_header: bool,
     findings: RefCell<Vec<Finding>>,
 }
 
 impl<'r> Parts<'r> {
     pub(super) fn new(reader: &'r Reader) -> Self {
-        Self { reader, path: PathRules::default(), hosts: None, findings: RefCell::default() }
+        Self {
+            reader,
+            path: PathRules::default(),
+            hosts: None,
+            shadow: false,
+            headers: RefCell::default(),
+            query: Cell::default(),
+            any_header: false,
+            findings: RefCell::default(),
+        }
     }
 
     pub(super) fn report(&self, finding: Finding) {
@@ -145,7 +162,7 @@ impl<'r> Parts<'r> {
     }
 
     /// The items of a list that is not empty and has nothing twice, with their places.
-    fn distinct<K: Eq + Hash + std::fmt::Display, T>(
+    pub(super) fn distinct<K: Eq + Hash + std::fmt::Display, T>(
         &self,
         node: &Node,
         what: &str,

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use crate::yaml::{Day, Node, closest};
 
 use super::super::Finding;
+use super::conditions;
 use super::part::{Parts, is_name};
 use super::{Binding, Deny, Located, MAX_RULES, Permission, Role};
 
@@ -45,22 +46,48 @@ fn within_bounds(parts: &Parts<'_>, node: &Node, what: &str, count: usize) -> bo
 fn permission(parts: &Parts<'_>, node: &Node, role: &str, seen: &mut HashSet<String>) -> Option<Permission> {
     let mut fields = parts.reader.fields(node, &format!("a permission of {role}"))?;
     let name = fields.required("name").and_then(|node| unique_name(parts, node, role, seen));
-    let unsupported = ["query", "headers", "tcp", "fhir", "when", "max_response_bytes"];
+    let shadow = fields.optional("mode").is_some_and(|node| conditions::shadow(parts, node));
+    let unsupported = ["fhir", "when", "max_response_bytes"];
     let refused = unsupported.into_iter().filter(|key| fields.unsupported(key, NOT_YET)).count();
+    if let Some(node) = fields.optional("tcp") {
+        let tcp = conditions::tcp(parts, node);
+        for key in ["methods", "paths", "hosts", "headers", "query"] {
+            if let Some(entry) = fields.entry(key) {
+                let message = format!("a permission for TCP has no `{key}`");
+                let hint = "a TCP stream has none of these; give HTTP a permission of its own";
+                parts.reader.problem_with_hint(entry.at, message, hint);
+            }
+        }
+        fields.finish();
+        return Some(Permission { tcp: Some(tcp?), shadow, ..Permission::bare(name?) });
+    }
     // Such a permission may well have neither methods nor paths; one error is enough.
     let mut field = |key| if refused > 0 { fields.optional(key) } else { fields.required(key) };
     let (methods, paths) = (field("methods"), field("paths"));
     let methods = methods.and_then(|node| parts.methods(node, "methods"));
     let paths = paths.and_then(|node| parts.paths(node, "paths"));
     let hosts = fields.optional("hosts").map(|node| parts.hosts(node, "hosts"));
+    let headers = fields.optional("headers").and_then(|node| conditions::headers(parts, node));
+    let query = fields.optional("query").and_then(|node| conditions::query(parts, node));
     fields.finish();
-    // A list of hosts that could not be read must not become "any host"; the file is refused in that case anyway.
+    // Conditions that could not be read must not become "any"; the file is refused in that case anyway.
     Some(Permission {
-        name: name?,
         methods: methods?,
         paths: paths?,
         hosts: hosts.map(Option::unwrap_or_default),
+        headers: headers.unwrap_or_default(),
+        query,
+        shadow,
+        ..Permission::bare(name?)
     })
+}
+
+impl Permission {
+    /// One that is about nothing yet.
+    fn bare(name: Located<String>) -> Self {
+        let (methods, paths) = Default::default();
+        Self { name, methods, paths, hosts: None, headers: Vec::new(), query: None, tcp: None, shadow: false }
+    }
 }
 
 fn unique_name(
@@ -161,12 +188,15 @@ fn deny(parts: &Parts<'_>, node: &Node, seen: &mut HashSet<String>) -> Option<De
     let hosts = fields.optional("hosts").map(|node| parts.hosts(node, "hosts"));
     let identities = fields.optional("identities").map(|node| parts.identities(node, "identities"));
     let until = fields.optional("until").and_then(|node| until(parts, node, "until"));
+    let headers = fields.optional("headers").map(|node| conditions::headers(parts, node));
     let reason = fields.optional("reason").and_then(|node| parts.label(node, "reason"));
-    for key in ["fhir", "headers", "query", "overridable"] {
+    let shadow = fields.optional("mode").is_some_and(|node| conditions::shadow(parts, node));
+    for key in ["fhir", "query", "overridable"] {
         fields.unsupported(key, "leave it out; a deny rule must not hold a condition that is not checked");
     }
-    if paths.is_none() && methods.is_none() && hosts.is_none() && identities.is_none() {
-        let hint = "give it at least one of: paths, methods, hosts, identities";
+    let unconditional = paths.is_none() && methods.is_none() && hosts.is_none() && headers.is_none();
+    if unconditional && identities.is_none() {
+        let hint = "give it at least one of: paths, methods, hosts, headers, identities";
         parts.reader.problem_with_hint(
             fields.at(),
             "a deny rule without a condition would deny everything",
@@ -180,8 +210,10 @@ fn deny(parts: &Parts<'_>, node: &Node, seen: &mut HashSet<String>) -> Option<De
         paths: paths.map(Option::unwrap_or_default),
         methods: methods.map(Option::unwrap_or_default),
         hosts: hosts.map(Option::unwrap_or_default),
+        headers: headers.flatten().unwrap_or_default(),
         identities: identities.map(Option::unwrap_or_default),
         until,
         reason,
+        shadow,
     })
 }
