@@ -124,6 +124,15 @@ impl IdPattern {
         self.identity(segments.chain(rest))
     }
 
+    /// The segments, none for each `*`, and whether a `**` follows.
+    pub(crate) fn parts(&self) -> (impl Iterator<Item = Option<&str>>, bool) {
+        let segments = self.segments.iter().map(|segment| match segment {
+            Segment::Literal(text) => Some(text.as_str()),
+            Segment::Any => None,
+        });
+        (segments, self.rest)
+    }
+
     fn identity<'a>(&self, segments: impl Iterator<Item = &'a str>) -> SpiffeId {
         let path: String = segments.flat_map(|segment| ["/", segment]).collect();
         // Each segment was checked when the pattern was parsed, and an `x` is never longer than the `*` it stands for.

@@ -12,6 +12,7 @@ mod compile;
 mod conditions;
 mod contradict;
 mod decide;
+pub mod diff;
 mod document;
 mod explain;
 mod finding;
@@ -32,6 +33,7 @@ mod target;
 mod testing;
 mod trie;
 mod validate;
+mod wording;
 
 pub use codes::{CODES, Code};
 pub use compile::{Policy, Template};

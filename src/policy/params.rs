@@ -58,6 +58,11 @@ impl QueryRule {
         Self { names: params.into(), only }
     }
 
+    /// True when no other parameter may be there.
+    pub(super) fn only(&self) -> bool {
+        self.only
+    }
+
     pub(super) fn params(&self) -> &[Param] {
         &self.names
     }
