@@ -135,3 +135,22 @@ fn test_shows_what_ran_and_why_it_failed() {
     snapshot("test-json.txt", &[&["test", GOOD, "--now", NOW, "--tests", MORE_TESTS, "--format", "json"]]);
     snapshot("test-junit.txt", &[&["test", GOOD, "--now", NOW, "--tests", MORE_TESTS, "--format", "junit"]]);
 }
+
+const NEXT: &str = "tests/fixtures/policy/next.yaml";
+
+/// If this fails, a reviewer sees another difference between two versions than before.
+#[test]
+fn diff_shows_who_gains_and_loses_what() {
+    snapshot(
+        "diff.txt",
+        &[
+            &["diff", GOOD, NEXT, "--now", NOW],
+            &["diff", GOOD, GOOD, "--now", NOW, "--fail-on-widening"],
+            &["diff", GOOD, BROKEN, "--now", NOW],
+        ],
+    );
+    snapshot(
+        "diff-json.txt",
+        &[&["diff", NEXT, GOOD, "--now", NOW, "--format", "json", "--fail-on-widening"]],
+    );
+}

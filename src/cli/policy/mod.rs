@@ -1,5 +1,6 @@
 //! `phiward policy`: the policy file's tools, one file a command. They parse arguments, ask [`crate::policy`], and print.
 
+mod diff;
 mod explain;
 mod junit;
 mod sarif;
@@ -24,6 +25,12 @@ pub enum PolicyCommand {
     /// Prints what ran and what failed, with the trace of the decision. Exits with 0 when every test passed, 1 when one
     /// failed, 2 when a file cannot be read or is not valid.
     Test(test::TestArgs),
+    /// Say what a new version of a policy gives and takes
+    ///
+    /// Compares what the files mean, not how they are written: for each identity the requests that it gains and loses, from
+    /// now on, each with an example that `explain` confirms. Exits with 0; with 1 when --fail-on-widening is given and
+    /// something is gained; with 2 when a file cannot be read, is not valid, or cannot be compared within bounds.
+    Diff(diff::DiffArgs),
     /// Say what a policy decides about one request, and why. The engine is the sidecar's own
     ///
     /// Exits with 0 when the request is allowed, 1 when it is denied or rejected, 2 when the question cannot be answered.
@@ -35,6 +42,7 @@ pub fn run(command: PolicyCommand) -> ExitCode {
     let code = match command {
         PolicyCommand::Validate(args) => validate::validate(args),
         PolicyCommand::Test(args) => test::test(args),
+        PolicyCommand::Diff(args) => diff::diff(args),
         PolicyCommand::Explain(args) => explain::explain(args),
     };
     ExitCode::from(code)

@@ -114,6 +114,11 @@ pub(super) fn policy_json(policy: &Policy) -> Value {
     json!({"name": policy.name(), "revision": policy.revision(), "sha256": policy.sha256_hex()})
 }
 
+/// RFC 3339, in UTC.
+pub(super) fn time(time: UnixSeconds) -> String {
+    jiff::Timestamp::from_second(time.0).map_or_else(|_| format!("@{}", time.0), |time| time.to_string())
+}
+
 /// `1 test`, `2 tests`.
 pub(super) fn count(number: usize, word: &str) -> String {
     format!("{number} {word}{}", if number == 1 { "" } else { "s" })

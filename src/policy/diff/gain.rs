@@ -32,7 +32,9 @@ impl World {
                 .push(host.clone());
         }
         let other = numbered("other.invalid").find(|host| !named.contains(host)).unwrap_or_default();
-        let known = classes.into_values().map(|hosts| (hosts[0].clone(), Some(hosts))); // a class has a host
+        let mut classes: Vec<_> = classes.into_values().collect();
+        classes.sort();
+        let known = classes.into_iter().map(|hosts| (hosts[0].clone(), Some(hosts))); // a class has a host
         let starts: BTreeSet<_> = sides
             .iter()
             .flat_map(|side| side.tracks())
@@ -73,7 +75,13 @@ impl World {
             }
             let mut search = Search { world: self, from, to, forms: &forms, undecided };
             changes.extend(search.changes(&Piece { area, denied: None, is_kept }));
-            for denied in lifted.iter().filter(|denied| area.methods.meets(denied.methods)) {
+            // Of an area that is new, what the other version denies is told already, but for what it would allow otherwise.
+            let would = |allowed: &&Area<'_>| {
+                area.methods.meets(allowed.methods) && area.track.may_meet(&allowed.track)
+            };
+            let is_told = !is_kept && !from.allow.iter().any(would);
+            let lifted = lifted.iter().filter(|_| !is_told);
+            for denied in lifted.filter(|denied| area.methods.meets(denied.methods)) {
                 changes.extend(search.changes(&Piece { area, denied: Some(denied), is_kept }));
             }
         }

@@ -82,13 +82,32 @@ impl Track {
         })
     }
 
-    /// False when no path matches both; only the first segments are looked at, as they are.
+    /// False when no path, read as it is, matches both. It may be true for some that do not meet.
     pub(super) fn may_meet(&self, other: &Self) -> bool {
-        self.segments.iter().zip(&other.segments).all(|pair| match pair {
-            (Step::Literal { key: a, .. }, Step::Literal { key: b, .. }) if self.wide == other.wide => a == b,
-            (Step::Literal { text: a, .. }, Step::Literal { text: b, .. }) => fold(a) == fold(b),
-            _ => true,
-        })
+        let (ours, theirs) = match self.wide == other.wide {
+            true => (self.segments.len(), other.segments.len()),
+            false => (self.bare_len(), other.bare_len()),
+        };
+        let lengths = match (self.rest, other.rest) {
+            (false, false) => ours == theirs,
+            (true, false) => ours <= theirs,
+            (false, true) => ours >= theirs,
+            (true, true) => true,
+        };
+        lengths
+            && self.segments.iter().zip(&other.segments).all(|pair| match pair {
+                (Step::Literal { key: a, .. }, Step::Literal { key: b, .. }) if self.wide == other.wide => {
+                    a == b
+                }
+                (Step::Literal { text: a, .. }, Step::Literal { text: b, .. }) => fold(a) == fold(b),
+                _ => true,
+            })
+    }
+
+    /// How many segments it has, without the empty one of a trailing slash.
+    fn bare_len(&self) -> usize {
+        let slash = matches!(self.segments.last(), Some(Step::Literal { text, .. }) if text.is_empty());
+        self.segments.len() - usize::from(slash)
     }
 
     fn step(&self, at: u16, segment: &str) -> u16 {
