@@ -3,6 +3,8 @@
 //! After a change that is meant: `PHIWARD_REWRITE_SNAPSHOTS=1 cargo test --test policy_tools`, then read the difference.
 #![allow(clippy::unwrap_used)] // a failure here is a failed test
 
+mod audit_support;
+
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -153,4 +155,48 @@ fn diff_shows_who_gains_and_loses_what() {
         "diff-json.txt",
         &[&["diff", NEXT, GOOD, "--now", NOW, "--format", "json", "--fail-on-widening"]],
     );
+}
+
+/// If this fails, an access review shows other rights, or another form of them, than before.
+#[test]
+fn matrix_lists_who_may_do_what() {
+    snapshot(
+        "matrix.txt",
+        &[
+            &["matrix", GOOD, "--now", NOW],
+            &["matrix", NEXT, "--now", NOW],
+            &["matrix", DOUBTFUL, "--now", NOW, "--format", "markdown"],
+            &["matrix", NEXT, "--now", NOW, "--format", "csv"],
+            &["matrix", GOOD, "--now", NOW, "--format", "json"],
+            &["matrix", GOOD, "--since", "90d"],
+        ],
+    );
+}
+
+/// If this fails, a review keeps rights that nobody uses, takes away some that are used, or trusts a trail that was changed.
+#[test]
+fn matrix_tells_what_the_trail_shows_to_be_used() {
+    let dir = tempfile::tempdir().unwrap();
+    audit_support::trail_of(dir.path(), 3);
+    let used = |args: &[&str]| {
+        let dir = dir.path().to_str().unwrap();
+        let output = run(&[&["matrix", GOOD, "--used-by", dir], args].concat());
+        let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        text.replace(dir, "DIR")
+    };
+    let text = used(&["--now", "2026-11-22"]);
+    assert!(text.contains("used 3 times, last 2026-11-20T14:03:22.118204771Z"), "{text}");
+    assert!(text.contains("2 of 3 granted permissions were never used"), "{text}");
+    assert!(!text.contains("warning"), "{text}");
+    let later = used(&["--since", "1d", "--now", "2026-11-22"]);
+    assert!(later.contains("3 of 3 granted permissions were never used"), "{later}");
+    let early = used(&["--since", "2020-01-01", "--now", "2026-11-22"]);
+    assert!(early.contains("warning: the trail begins at"), "{early}");
+    let other = used(&["--service", "billing", "--now", "2026-11-22"]);
+    assert!(other.contains("3 of 3 granted permissions were never used"), "{other}");
+    let path = audit_support::segments(dir.path()).remove(0);
+    let changed = std::fs::read_to_string(&path).unwrap().replacen("\"GET\"", "\"PUT\"", 1);
+    std::fs::write(&path, changed).unwrap();
+    let text = used(&["--now", "2026-11-22"]);
+    assert!(text.contains("warning: the audit trail is not as it was written") && text.contains("DIR"), "{text}");
 }

@@ -76,9 +76,11 @@ impl MethodSet {
     }
 
     pub(crate) fn names(self) -> String {
-        let names: Vec<_> =
-            Method::ALL.into_iter().filter(|m| self.contains(*m)).map(Method::as_str).collect();
-        names.join(", ")
+        self.list().join(", ")
+    }
+
+    pub(crate) fn list(self) -> Vec<&'static str> {
+        Method::ALL.into_iter().filter(|m| self.contains(*m)).map(Method::as_str).collect()
     }
 }
 

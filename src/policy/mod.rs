@@ -20,6 +20,7 @@ mod grants;
 mod headers;
 mod host;
 mod lint;
+pub mod matrix;
 mod method;
 mod params;
 mod path;
@@ -32,6 +33,7 @@ mod selftest;
 mod target;
 mod testing;
 mod trie;
+pub mod usage;
 mod validate;
 mod wording;
 

@@ -3,8 +3,10 @@
 mod diff;
 mod explain;
 mod junit;
+mod matrix;
 mod sarif;
 mod shared;
+mod table;
 mod test;
 mod validate;
 
@@ -31,6 +33,11 @@ pub enum PolicyCommand {
     /// now on, each with an example that `explain` confirms. Exits with 0; with 1 when --fail-on-widening is given and
     /// something is gained; with 2 when a file cannot be read, is not valid, or cannot be compared within bounds.
     Diff(diff::DiffArgs),
+    /// List who may do what: identities, roles, permissions and deny rules, for an access review
+    ///
+    /// With --used-by, how often each permission was used, by an audit trail. Exits with 0, or with 2 when a file or the
+    /// trail cannot be read.
+    Matrix(matrix::MatrixArgs),
     /// Say what a policy decides about one request, and why. The engine is the sidecar's own
     ///
     /// Exits with 0 when the request is allowed, 1 when it is denied or rejected, 2 when the question cannot be answered.
@@ -43,6 +50,7 @@ pub fn run(command: PolicyCommand) -> ExitCode {
         PolicyCommand::Validate(args) => validate::validate(args),
         PolicyCommand::Test(args) => test::test(args),
         PolicyCommand::Diff(args) => diff::diff(args),
+        PolicyCommand::Matrix(args) => matrix::matrix(args),
         PolicyCommand::Explain(args) => explain::explain(args),
     };
     ExitCode::from(code)
