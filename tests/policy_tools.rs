@@ -198,5 +198,8 @@ fn matrix_tells_what_the_trail_shows_to_be_used() {
     let changed = std::fs::read_to_string(&path).unwrap().replacen("\"GET\"", "\"PUT\"", 1);
     std::fs::write(&path, changed).unwrap();
     let text = used(&["--now", "2026-11-22"]);
-    assert!(text.contains("warning: the audit trail is not as it was written") && text.contains("DIR"), "{text}");
+    assert!(
+        text.contains("warning: the audit trail is not as it was written") && text.contains("DIR"),
+        "{text}"
+    );
 }

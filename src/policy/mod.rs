@@ -16,6 +16,7 @@ pub mod diff;
 mod document;
 mod explain;
 mod finding;
+pub mod fmt;
 mod grants;
 mod headers;
 mod host;

@@ -2,6 +2,7 @@
 
 mod diff;
 mod explain;
+mod fmt;
 mod junit;
 mod matrix;
 mod sarif;
@@ -38,6 +39,11 @@ pub enum PolicyCommand {
     /// With --used-by, how often each permission was used, by an audit trail. Exits with 0, or with 2 when a file or the
     /// trail cannot be read.
     Matrix(matrix::MatrixArgs),
+    /// Write policy files in their one layout
+    ///
+    /// Comments, order and content stay. Exits with 0; with 1 when --check is given and a file would be changed; with 2 when
+    /// a file cannot be read, or cannot be laid out without a doubt, in which case it is not touched.
+    Fmt(fmt::FmtArgs),
     /// Say what a policy decides about one request, and why. The engine is the sidecar's own
     ///
     /// Exits with 0 when the request is allowed, 1 when it is denied or rejected, 2 when the question cannot be answered.
@@ -51,6 +57,7 @@ pub fn run(command: PolicyCommand) -> ExitCode {
         PolicyCommand::Test(args) => test::test(args),
         PolicyCommand::Diff(args) => diff::diff(args),
         PolicyCommand::Matrix(args) => matrix::matrix(args),
+        PolicyCommand::Fmt(args) => fmt::fmt(args),
         PolicyCommand::Explain(args) => explain::explain(args),
     };
     ExitCode::from(code)
