@@ -48,10 +48,10 @@ pub enum PolicyCommand {
         /// Who asks.
         #[arg(long = "as", value_name = "SPIFFE_ID", value_parser = parse_id)]
         identity: SpiffeId,
-        /// What is asked: a method and a target, such as 'GET /fhir/Patient/1'.
+        /// What is asked: a method and a target, such as 'GET /fhir/Patient/1', or 'TCP' and a listener.
         #[arg(long, value_name = "REQUEST", value_parser = parse_request)]
         request: Request,
-        /// A header that has a part in the decision, such as 'host: records.clinic'. May be repeated.
+        /// A header line of the request, such as 'host: records.clinic'. May be repeated.
         #[arg(long = "header", value_name = "HEADER")]
         headers: Vec<String>,
         /// The time to decide at, instead of now: 2026-12-31 or 2026-12-31T18:00:00Z.
@@ -180,8 +180,7 @@ fn explain(
     for header in headers {
         let (name, value) = header.split_once(':').unwrap_or((header, ""));
         if !request.add_header(name.trim(), value.trim()) {
-            let known = "those that have are host and the method override headers";
-            complain(&format!("error: --header '{header}' has no part in the decision; {known}\n"));
+            complain(&format!("error: --header '{header}' is not a header that a request can have\n"));
             return UNREADABLE;
         }
     }
@@ -220,6 +219,10 @@ fn explanation_text(policy: &Policy, id: &SpiffeId, explanation: &Explanation<'_
     if let Some(rule) = decision.rule {
         row("rule", &decision.role.map_or(rule.to_owned(), |role| format!("{rule} of role {role}")));
     }
+    if let Some(shadow) = decision.shadow {
+        let rule = shadow.rule.map(|rule| format!(" by {rule}")).unwrap_or_default();
+        row("shadow", &format!("{}{rule} ({})", shadow.outcome.as_str(), shadow.reason.as_str()));
+    }
     if let Some(template) = decision.template {
         row("pattern", template.as_str());
     }
@@ -249,7 +252,8 @@ fn candidate_text(candidate: &Candidate<'_>) -> String {
     let name = candidate.role.map_or(candidate.rule.to_owned(), |role| format!("{role}/{}", candidate.rule));
     let verdict = candidate.mismatch.as_deref().unwrap_or("matches");
     let note = candidate.note.map(|note| format!(" ({note})")).unwrap_or_default();
-    format!("line {}: {name}: {verdict}{note}", candidate.at.line)
+    let shadow = if candidate.shadow { " [in shadow]" } else { "" };
+    format!("line {}: {name}: {verdict}{note}{shadow}", candidate.at.line)
 }
 
 fn explanation_json(policy: &Policy, id: &SpiffeId, explanation: &Explanation<'_>) -> Value {
@@ -262,6 +266,7 @@ fn explanation_json(policy: &Policy, id: &SpiffeId, explanation: &Explanation<'_
             "line": candidate.at.line,
             "column": candidate.at.column,
             "note": candidate.note,
+            "shadow": candidate.shadow,
             "matches": candidate.mismatch.is_none(),
             "mismatch": candidate.mismatch,
         })
@@ -272,6 +277,9 @@ fn explanation_json(policy: &Policy, id: &SpiffeId, explanation: &Explanation<'_
         "description": decision.reason.describe(),
         "rule": decision.rule,
         "role": decision.role,
+        "shadow": decision.shadow.map(|shadow| {
+            json!({"outcome": shadow.outcome.as_str(), "reason": shadow.reason.as_str(), "rule": shadow.rule})
+        }),
         "template": decision.template.map(|template| template.as_str()),
         "host": explanation.host,
         "path": explanation.path,
