@@ -335,6 +335,13 @@ impl Arrived<'_> {
     }
 }
 
+/// What the policy's rules about headers see.
+impl policy::Headers for HeaderMap {
+    fn each(&self, visit: &mut dyn FnMut(&str, &[u8])) {
+        self.iter().for_each(|(name, value)| visit(name.as_str(), value.as_bytes()));
+    }
+}
+
 /// What arrived, as raw as the HTTP library gives it.
 fn raw_request<B>(request: &Request<B>) -> RawRequest<'_> {
     let uri = request.uri();
