@@ -16,7 +16,7 @@ fn the_example_is_valid_without_a_warning() {
     let source = include_bytes!("../config/policy.yaml");
     let report = validate(source, NOW);
     assert_eq!(report.findings, []);
-    assert_eq!((report.tests_run, report.tests_failed), (9, 0));
+    assert_eq!((report.tests_run, report.tests_failed), (13, 0));
     let policy = report.policy.unwrap();
     assert_eq!((policy.name(), policy.revision()), ("fhir-store", "2026-11-20.3"));
     assert_eq!(policy.sha256_hex().len(), 64);

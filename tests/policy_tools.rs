@@ -203,3 +203,50 @@ fn matrix_tells_what_the_trail_shows_to_be_used() {
         "{text}"
     );
 }
+
+/// If this fails, `fmt --check` tells another story than before, or touches a file that it only looks at.
+#[test]
+fn fmt_checks_without_a_change() {
+    let before = std::fs::read(root().join(UNTIDY)).unwrap();
+    snapshot(
+        "fmt.txt",
+        &[
+            &["fmt", "--check", GOOD, "src/dev/policy.yaml"],
+            &["fmt", "--check", UNTIDY],
+            &["fmt", "--check", "tests/fixtures/policy/missing.yaml", "tests/fixtures/policy/folded.yaml"],
+        ],
+    );
+    assert_eq!(std::fs::read(root().join(UNTIDY)).unwrap(), before);
+}
+
+const UNTIDY: &str = "tests/fixtures/policy/untidy.yaml";
+
+/// If this fails, formatting loses a comment, changes what a policy decides, or does something else the second time.
+#[test]
+fn fmt_writes_the_one_layout_and_keeps_the_policy() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("p.yaml");
+    std::fs::copy(root().join(UNTIDY), &path).unwrap();
+    let link = dir.path().join("link.yaml");
+    std::os::unix::fs::symlink("p.yaml", &link).unwrap();
+    let file = link.to_str().unwrap();
+    let output = run(&["fmt", file]);
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{file}: formatted\n"));
+    let text = std::fs::read_to_string(&path).unwrap();
+    compare("fmt-untidy.yaml", &text);
+    assert!(link.is_symlink());
+    for args in [&["fmt", file][..], &["fmt", "--check", file], &["validate", file]] {
+        let output = run(args);
+        assert!(output.status.success(), "{args:?}");
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+    let diff = String::from_utf8(run(&["diff", UNTIDY, file]).stdout).unwrap();
+    assert!(diff.contains("nobody gains or loses anything"), "{diff}");
+}
+
+/// If this fails, an editor that asks the program gets another schema than the published one.
+#[test]
+fn schema_prints_what_is_published() {
+    let published = std::fs::read(root().join("docs/schema/policy.json")).unwrap();
+    assert_eq!(run(&["schema"]).stdout, published);
+}

@@ -214,7 +214,8 @@ impl Hit {
 }
 
 impl<'p> Shadow<'p> {
-    fn of(decision: &Decision<'p>) -> Self {
+    /// What was enforced, in the same form.
+    pub(super) fn of(decision: &Decision<'p>) -> Self {
         Self { outcome: decision.outcome, reason: decision.reason, rule: decision.rule }
     }
 }

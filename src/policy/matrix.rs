@@ -40,7 +40,7 @@ pub struct Row {
     pub note: Option<String>,
     /// Whether it holds at the time of the review.
     pub state: State,
-    /// How often it was used; none when no trail was looked at, and for deny rules.
+    /// How often it was used; none when no trail was looked at, for deny rules, and for what is in shadow.
     pub used: Option<Use>,
 }
 
@@ -93,6 +93,8 @@ pub fn matrix(policy: &Policy, now: UnixSeconds, usage: Option<&Usage>) -> Vec<R
         };
         for permission in of_role(policy, binding.role) {
             let row = permission_row(policy, permission, state.clone());
+            // What is in shadow grants nothing, so it cannot be used.
+            let usage = usage.filter(|_| !permission.shadow);
             let used =
                 usage.map(|usage| usage.of(&pattern, row.role.as_deref().unwrap_or_default(), &row.rule));
             let (from, until) = (binding.from, binding.until);

@@ -30,6 +30,7 @@ mod query;
 mod reach;
 mod reason;
 mod request;
+pub mod schema;
 mod selftest;
 mod target;
 mod testing;

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use super::Reason;
 use super::path::{self, PathRules, without_params};
@@ -20,8 +21,9 @@ const MAX_NAME_BYTES: usize = 32;
 /// A path pattern.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct PathPattern {
-    text: String,
-    pub(crate) segments: Vec<Segment>,
+    // Shared, since the compiled policy holds every pattern of the document.
+    text: Arc<str>,
+    pub(crate) segments: Arc<[Segment]>,
     /// True when it ends in `**`, which is not among `segments`.
     pub(crate) rest: bool,
 }
@@ -90,7 +92,7 @@ impl PathPattern {
             return Err(PatternError::TooLong);
         }
         check_literals(text, &segments, rules)?;
-        Ok(Self { text: text.to_owned(), segments, rest })
+        Ok(Self { text: text.into(), segments: segments.into(), rest })
     }
 
     pub(crate) fn as_str(&self) -> &str {
@@ -163,14 +165,14 @@ fn check_literals(text: &str, segments: &[Segment], rules: &PathRules) -> Result
     if text.contains('?') {
         return Err(PatternError::Query);
     }
-    let sample: String = segments
-        .iter()
-        .map(|segment| match segment {
-            Segment::Literal(text) => format!("/{text}"),
-            Segment::One(_) => "/x".to_owned(),
-        })
-        .collect();
-    let sample = if sample.is_empty() { "/".to_owned() } else { sample };
+    let mut sample = String::with_capacity(text.len() + segments.len());
+    for segment in segments {
+        sample.push('/');
+        sample.push_str(if let Segment::Literal(text) = segment { text } else { "x" });
+    }
+    if sample.is_empty() {
+        sample.push('/');
+    }
     let rules = PathRules { max_bytes: usize::MAX, ..*rules };
     match path::canonical(&sample, &rules) {
         Err(reason) => return Err(PatternError::Never(reason.describe())),
@@ -234,6 +236,13 @@ pub(super) fn fold(segment: &str) -> Vec<u8> {
 
 /// As [`fold`], into `buffer`; none when it does not fit. Returns the length.
 pub(super) fn fold_into(segment: &str, buffer: &mut [u8]) -> Option<usize> {
+    if !segment.as_bytes().contains(&b'%') {
+        let kept = segment.trim_end_matches(['.', ' ']).as_bytes();
+        let place = buffer.get_mut(..kept.len())?;
+        place.copy_from_slice(kept);
+        place.make_ascii_lowercase();
+        return Some(kept.len());
+    }
     let mut length = 0;
     let mut kept = 0; // the length without trailing dots and spaces
     let mut rest = segment.as_bytes();

@@ -18,7 +18,7 @@ pub(super) struct Ran<'p> {
 
 /// Runs every test of `document`, which `policy` was compiled from; those that name no time of their own, at `now`.
 pub(super) fn run<'p>(policy: &'p Policy, document: &Document, now: UnixSeconds) -> Vec<Ran<'p>> {
-    document.cases.iter().map(|case| run_one(policy, case, case.now.unwrap_or(now))).collect()
+    document.cases.iter().map(|case| run_one(policy, case, now)).collect()
 }
 
 /// The tests that pass at `now` and fail once a date of the policy has come: where each stands, and that time. A policy is
@@ -42,9 +42,9 @@ pub(super) fn expiring(policy: &Policy, document: &Document, now: UnixSeconds) -
     found
 }
 
-/// Runs one test, of the file that `policy` was compiled from or of another.
+/// Runs one test, of the file that `policy` was compiled from or of another, at its own time or else at `now`.
 pub(super) fn run_one<'p>(policy: &'p Policy, case: &Case, now: UnixSeconds) -> Ran<'p> {
-    let grants = grants(policy, case, now);
+    let grants = grants(policy, case, case.now.unwrap_or(now));
     let decision = match case.request.tcp_listener() {
         Some(listener) => policy.decide_tcp(&grants, listener),
         None => match admit(&case.request.raw(policy.default_host()), policy.path_rules()) {
@@ -70,8 +70,7 @@ fn grants(policy: &Policy, case: &Case, now: UnixSeconds) -> Grants {
 /// What is not as the test says. A policy in shadow mode is tested for what it would do: that is what its tests are about.
 fn complaint(case: &Case, decision: &Decision<'_>) -> Option<String> {
     let would = decision.unshadowed();
-    let enforced = Shadow { outcome: decision.outcome, reason: decision.reason, rule: decision.rule };
-    let got = if decision.reason == Reason::ShadowMode { would } else { enforced };
+    let got = if decision.reason == Reason::ShadowMode { would } else { Shadow::of(decision) };
     let found = describe(got);
     if got.outcome != case.expect {
         return Some(format!("the test expects {}, but the request is {found}", case.expect.as_str()));

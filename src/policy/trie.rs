@@ -4,6 +4,7 @@
 //! through a map a node. The keys come from the policy, so a client cannot choose them to collide.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher};
 
 use super::method::MethodSet;
 use super::path::without_params;
@@ -64,7 +65,31 @@ struct Edge {
 pub(super) struct Builder {
     wide: bool,
     nodes: Vec<Growing>,
-    edges: HashMap<(u32, Vec<u8>), u32>,
+    edges: HashMap<(u32, Vec<u8>), u32, EdgeHash>,
+}
+
+/// Hashes as the finished table does: the keys come from the policy, so nobody chooses them to collide.
+#[derive(Default, Clone, Copy)]
+struct EdgeHash;
+
+struct EdgeHasher(u64);
+
+impl BuildHasher for EdgeHash {
+    type Hasher = EdgeHasher;
+
+    fn build_hasher(&self) -> EdgeHasher {
+        EdgeHasher(K)
+    }
+}
+
+impl Hasher for EdgeHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = mixed(self.0, bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 #[derive(Default)]
@@ -85,7 +110,7 @@ pub(super) struct Reading {
 
 impl Builder {
     pub(super) fn new(wide: bool) -> Self {
-        Self { wide, nodes: vec![Growing::default()], edges: HashMap::new() }
+        Self { wide, nodes: vec![Growing::default()], edges: HashMap::default() }
     }
 
     pub(super) fn insert(&mut self, pattern: &PathPattern, end: End) {
@@ -250,7 +275,10 @@ impl Trie {
 impl Reading {
     /// The first segment of `rest` and what follows its separator.
     fn next(self, rest: &str) -> (&str, Option<&str>) {
-        let slash = rest.bytes().position(|b| b == b'/');
+        let slash = memchr::memchr(b'/', rest.as_bytes());
+        if !self.split && !self.cut {
+            return slash.map_or((rest, None), |at| (&rest[..at], Some(&rest[at + 1..])));
+        }
         let escaped = if self.split { rest.find("%2F") } else { None };
         let (segment, after) = match (slash, escaped) {
             (slash, Some(at)) if slash.is_none_or(|slash| at < slash) => (&rest[..at], Some(&rest[at + 3..])),
@@ -261,16 +289,27 @@ impl Reading {
     }
 }
 
+const K: u64 = 0x9E37_79B9_7F4A_7C15;
+
 fn hash(node: u32, key: &[u8]) -> u32 {
-    const K: u64 = 0x9E37_79B9_7F4A_7C15;
-    let mut state = (u64::from(node) ^ K).wrapping_mul(K) ^ key.len() as u64;
-    for chunk in key.chunks(8) {
-        let mut word = [0; 8];
-        word[..chunk.len()].copy_from_slice(chunk);
-        state = (state ^ u64::from_le_bytes(word)).wrapping_mul(K);
+    (mixed((u64::from(node) ^ K).wrapping_mul(K), key) >> 32) as u32
+}
+
+/// `state` with `key` mixed in, eight bytes at a time; the last eight overlap those before rather than be copied.
+fn mixed(state: u64, key: &[u8]) -> u64 {
+    let mut state = state ^ key.len() as u64;
+    let mut mix = |word: u64| {
+        state = (state ^ word).wrapping_mul(K);
         state ^= state >> 29;
+    };
+    let (words, tail) = key.as_chunks::<8>();
+    words.iter().for_each(|word| mix(u64::from_le_bytes(*word)));
+    match (tail, key.last_chunk::<8>()) {
+        ([], _) => {}
+        (_, Some(last)) => mix(u64::from_le_bytes(*last)),
+        (tail, None) => mix(tail.iter().fold(0, |word, byte| word << 8 | u64::from(*byte))),
     }
-    (state.wrapping_mul(K) >> 32) as u32
+    state.wrapping_mul(K)
 }
 
 #[cfg(test)]

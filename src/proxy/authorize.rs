@@ -118,7 +118,7 @@ pub(crate) fn outbound_event<'a>(
         trace_id: Some(ids.trace_id()),
         conn: &conn.fragment,
         http: HttpFacts { method: Some(method), service: Some(service), version, ..HttpFacts::default() },
-        decision: audit::Decision { outcome, reason, rule: None, role: None },
+        decision: audit::Decision { outcome, reason, rule: None, role: None, shadow: None },
         policy: None,
     }
 }
@@ -167,6 +167,9 @@ impl Arrived<'_> {
             return Err(self.refused(Refused::silent(StatusCode::FORBIDDEN)));
         }
         worker.metrics.allowed.inc();
+        if decision.is_shadow_denial() {
+            worker.metrics.shadow_denied.inc();
+        }
         Ok(self.granted(app, target_of(&admitted), Some(place), Some(recorded), admitted.method.as_str()))
     }
 
@@ -267,6 +270,7 @@ impl Arrived<'_> {
                 template: decision.template.map(policy::Template::as_str),
                 params: &params,
                 target_h,
+                query_names: &current.policy.named_params(admitted.query),
                 version: self.version,
                 service: None,
             },
@@ -275,6 +279,11 @@ impl Arrived<'_> {
                 reason: decision.reason.as_str(),
                 rule: decision.rule,
                 role: decision.role,
+                shadow: decision.shadow.map(|shadow| audit::ShadowFacts {
+                    outcome: shadow.outcome.as_str(),
+                    reason: shadow.reason.as_str(),
+                    rule: shadow.rule,
+                }),
             },
             policy: Some(&current.fragment),
         })
@@ -297,7 +306,13 @@ impl Arrived<'_> {
                 version: self.version,
                 ..HttpFacts::default()
             },
-            decision: audit::Decision { outcome: Outcome::Reject.as_str(), reason, rule: None, role: None },
+            decision: audit::Decision {
+                outcome: Outcome::Reject.as_str(),
+                reason,
+                rule: None,
+                role: None,
+                shadow: None,
+            },
             policy: Some(&current.fragment),
         }
     }
@@ -314,9 +329,16 @@ impl Arrived<'_> {
             trace_id: Some(self.ids.trace_id()),
             conn: &self.conn.fragment,
             http: HttpFacts { method: Some(method), host_h, version: self.version, ..HttpFacts::default() },
-            decision: audit::Decision { outcome, reason, rule: None, role: None },
+            decision: audit::Decision { outcome, reason, rule: None, role: None, shadow: None },
             policy: None,
         }
+    }
+}
+
+/// What the policy's rules about headers see.
+impl policy::Headers for HeaderMap {
+    fn each(&self, visit: &mut dyn FnMut(&str, &[u8])) {
+        self.iter().for_each(|(name, value)| visit(name.as_str(), value.as_bytes()));
     }
 }
 

@@ -7,7 +7,6 @@ use http::HeaderMap;
 use http::header::{self, HeaderName, HeaderValue};
 
 use super::ids::RequestIds;
-use crate::policy;
 
 /// Who the client is, for the app (the format Envoy made common; see CVE-2023-27487 for what trusting a client's copy costs).
 pub(crate) const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
@@ -23,13 +22,6 @@ const TRAILERS: &[u8] = b"trailers";
 /// Names that only phiward may say to an app. Names that start with `x-phiward-` are as reserved.
 const RESERVED_PREFIX: &str = "x-phiward-";
 const TRUSTED: [HeaderName; 3] = [X_FORWARDED_CLIENT_CERT, X_REQUEST_ID, TRACEPARENT];
-
-/// What the policy's rules about headers see.
-impl policy::Headers for HeaderMap {
-    fn each(&self, visit: &mut dyn FnMut(&str, &[u8])) {
-        self.iter().for_each(|(name, value)| visit(name.as_str(), value.as_bytes()));
-    }
-}
 
 /// Removes from a request what was meant for this hop alone, and every copy of what only phiward may say.
 ///

@@ -20,7 +20,7 @@ pub struct ExplainArgs {
     /// Who asks
     #[arg(long = "as", value_name = "SPIFFE_ID", value_parser = parse_id)]
     identity: SpiffeId,
-    /// What is asked: a method and a target, such as 'GET /fhir/Patient/1'
+    /// What is asked: a method and a target, such as 'GET /fhir/Patient/1', or 'TCP' and a listener
     #[arg(long, value_name = "REQUEST", value_parser = parse_request)]
     request: Request,
     /// A header line, such as 'host: records.clinic'. May be repeated
@@ -106,8 +106,8 @@ fn candidate_text(candidate: &Candidate<'_>) -> String {
     let name = candidate.role.map_or(candidate.rule.to_owned(), |role| format!("{role}/{}", candidate.rule));
     let verdict = candidate.mismatch.as_deref().unwrap_or("matches");
     let note = candidate.note.map(|note| format!(" ({note})")).unwrap_or_default();
-    let shadow = if candidate.shadow { ", in shadow" } else { "" };
-    format!("line {}: {name}: {verdict}{shadow}{note}", candidate.at.line)
+    let shadow = if candidate.shadow { " [in shadow]" } else { "" };
+    format!("line {}: {name}: {verdict}{note}{shadow}", candidate.at.line)
 }
 
 fn explanation_json(policy: &Policy, id: &SpiffeId, explanation: &Explanation<'_>) -> Value {

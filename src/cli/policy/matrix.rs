@@ -9,7 +9,7 @@ use super::shared::{Paint, UNREADABLE, clock, complain, load, parse_now, policy_
 use super::table;
 use crate::audit;
 use crate::identity::IdPattern;
-use crate::policy::matrix::{Row, matrix as rows_of};
+use crate::policy::matrix::{Row, State, matrix as rows_of};
 use crate::policy::usage::Usage;
 use crate::policy::{Policy, UnixSeconds};
 
@@ -173,7 +173,11 @@ fn identity(row: &Row) -> &str {
 }
 
 fn state(row: &Row) -> String {
-    format!("{}{}", row.state.describe(), if row.shadow { ", in shadow" } else { "" })
+    match (&row.state, row.shadow) {
+        (State::InForce, true) => "in shadow".to_owned(),
+        (state, true) => format!("{}, in shadow", state.describe()),
+        (state, false) => state.describe(),
+    }
 }
 
 fn as_text(policy: &Policy, rows: &[Row]) -> String {

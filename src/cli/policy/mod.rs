@@ -6,6 +6,7 @@ mod fmt;
 mod junit;
 mod matrix;
 mod sarif;
+mod schema;
 mod shared;
 mod table;
 mod test;
@@ -44,6 +45,8 @@ pub enum PolicyCommand {
     /// Comments, order and content stay. Exits with 0; with 1 when --check is given and a file would be changed; with 2 when
     /// a file cannot be read, or cannot be laid out without a doubt, in which case it is not touched.
     Fmt(fmt::FmtArgs),
+    /// Print the JSON Schema of the policy file, for editors
+    Schema,
     /// Say what a policy decides about one request, and why. The engine is the sidecar's own
     ///
     /// Exits with 0 when the request is allowed, 1 when it is denied or rejected, 2 when the question cannot be answered.
@@ -58,6 +61,7 @@ pub fn run(command: PolicyCommand) -> ExitCode {
         PolicyCommand::Diff(args) => diff::diff(args),
         PolicyCommand::Matrix(args) => matrix::matrix(args),
         PolicyCommand::Fmt(args) => fmt::fmt(args),
+        PolicyCommand::Schema => schema::schema(),
         PolicyCommand::Explain(args) => explain::explain(args),
     };
     ExitCode::from(code)

@@ -101,8 +101,10 @@ pub(super) fn query(parts: &Parts<'_>, node: &Node) -> Option<QueryRule> {
     if allow.is_none() && any.is_none() && require.is_none() && max.is_none() {
         let hint =
             "give it at least one of: allow, require_any, require, max; `allow: []` lets no parameter pass";
-        reader.problem_with_hint(node.at, "query without a rule would mean nothing", hint);
-        return None;
+        if matches!(&node.value, Value::Map(entries) if entries.is_empty()) {
+            reader.problem_with_hint(node.at, "query without a rule would mean nothing", hint);
+        }
+        return None; // with unknown keys alone, those were reported
     }
     let only = allow.is_some();
     // What could not be read was reported; it must not become "no rule".

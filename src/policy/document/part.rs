@@ -15,6 +15,8 @@ use super::Located;
 
 const MAX_NAME_BYTES: usize = 64;
 const MAX_LABEL_BYTES: usize = 256;
+/// How many findings of one file are kept; a file with more is wrong in a way that the first hundred show.
+const MAX_FINDINGS: usize = 100;
 
 /// Reads parts and collects the findings that have a code of their own; the others go to the reader.
 pub(super) struct Parts<'r> {
@@ -48,7 +50,10 @@ impl<'r> Parts<'r> {
     }
 
     pub(super) fn report(&self, finding: Finding) {
-        self.findings.borrow_mut().push(finding);
+        let mut findings = self.findings.borrow_mut();
+        if findings.len() < MAX_FINDINGS {
+            findings.push(finding);
+        }
     }
 
     pub(super) fn into_findings(self) -> Vec<Finding> {
@@ -168,9 +173,14 @@ impl<'r> Parts<'r> {
         what: &str,
         read: impl Fn(&Node) -> Option<(K, T)>,
     ) -> Option<Vec<Located<T>>> {
-        let mut seen = HashSet::new();
-        let mut items = Vec::new();
-        for item in self.reader.nonempty_list(node, what)? {
+        let nodes = self.reader.nonempty_list(node, what)?;
+        let mut items = Vec::with_capacity(nodes.len());
+        if let [only] = nodes {
+            items.extend(read(only).map(|(_, value)| Located { at: only.at, value })); // as in most lists
+            return Some(items);
+        }
+        let mut seen = HashSet::with_capacity(nodes.len());
+        for item in nodes {
             let Some((key, value)) = read(item) else { continue };
             if seen.contains(&key) {
                 self.repeated(item, &key, what);

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::yaml::{Day, Node, closest};
+use crate::yaml::{Day, Node, Value, closest};
 
 use super::super::Finding;
 use super::conditions;
@@ -28,9 +28,10 @@ pub(super) fn roles(parts: &Parts<'_>, node: &Node) -> Option<Vec<Role>> {
         if !within_bounds(parts, node, "permissions", count) {
             return None;
         }
-        let mut seen = HashSet::new();
+        let mut seen = HashSet::with_capacity(items.len());
+        let each = format!("a permission of {what}");
         let permissions: Vec<_> =
-            items.iter().filter_map(|item| permission(parts, item, &what, &mut seen)).collect();
+            items.iter().filter_map(|item| permission(parts, item, (&what, &each), &mut seen)).collect();
         roles.push(Role { name: Located { at: entry.at, value: entry.key.clone() }, permissions });
     }
     Some(roles)
@@ -43,8 +44,13 @@ fn within_bounds(parts: &Parts<'_>, node: &Node, what: &str, count: usize) -> bo
     count <= MAX_RULES
 }
 
-fn permission(parts: &Parts<'_>, node: &Node, role: &str, seen: &mut HashSet<String>) -> Option<Permission> {
-    let mut fields = parts.reader.fields(node, &format!("a permission of {role}"))?;
+fn permission<'n>(
+    parts: &Parts<'_>,
+    node: &'n Node,
+    (role, what): (&str, &str),
+    seen: &mut HashSet<&'n str>,
+) -> Option<Permission> {
+    let mut fields = parts.reader.fields(node, what)?;
     let name = fields.required("name").and_then(|node| unique_name(parts, node, role, seen));
     let shadow = fields.optional("mode").is_some_and(|node| conditions::shadow(parts, node));
     let unsupported = ["fhir", "when", "max_response_bytes"];
@@ -90,15 +96,17 @@ impl Permission {
     }
 }
 
-fn unique_name(
+fn unique_name<'n>(
     parts: &Parts<'_>,
-    node: &Node,
+    node: &'n Node,
     within: &str,
-    seen: &mut HashSet<String>,
+    seen: &mut HashSet<&'n str>,
 ) -> Option<Located<String>> {
     let name = parts.name(node, "name")?;
-    if !seen.insert(name.value.clone()) {
-        parts.repeated(node, &name.value, within);
+    if let Value::Scalar { text, .. } = &node.value
+        && !seen.insert(text)
+    {
+        parts.repeated(node, text, within);
     }
     Some(name)
 }
@@ -180,7 +188,7 @@ pub(super) fn denies(parts: &Parts<'_>, node: &Node) -> Option<Vec<Deny>> {
     Some(items.iter().filter_map(|item| deny(parts, item, &mut seen)).collect())
 }
 
-fn deny(parts: &Parts<'_>, node: &Node, seen: &mut HashSet<String>) -> Option<Deny> {
+fn deny<'n>(parts: &Parts<'_>, node: &'n Node, seen: &mut HashSet<&'n str>) -> Option<Deny> {
     let mut fields = parts.reader.fields(node, "a deny rule")?;
     let name = fields.required("name").and_then(|node| unique_name(parts, node, "deny", seen));
     let paths = fields.optional("paths").map(|node| parts.paths(node, "paths"));
