@@ -4,16 +4,72 @@ use std::collections::BTreeMap;
 
 use crate::identity::TrustDomain;
 
+use super::compile::CompiledPermission;
 use super::document::{Deny, Document};
-use super::{Finding, UnixSeconds};
+use super::{Finding, Policy, UnixSeconds};
 
-/// Looks for both in `document`. `known` are the trust domains whose identities can reach the service, when that is known.
-pub(super) fn run(document: &Document, now: UnixSeconds, known: Option<&[TrustDomain]>) -> Vec<Finding> {
+/// How many pairs of permissions are compared at most: a fraction of a second.
+const MAX_COMPARISONS: usize = 5_000_000;
+
+/// Looks for both in `document`, from which `policy` was compiled. `known` are the trust domains whose identities can reach
+/// the service, when that is known.
+pub(super) fn run(
+    document: &Document,
+    policy: &Policy,
+    now: UnixSeconds,
+    known: Option<&[TrustDomain]>,
+) -> Vec<Finding> {
     let mut findings = denied_bindings(document, now);
+    findings.extend(void_limits(policy));
     if let Some(known) = known {
         findings.extend(unknown_domains(document, known));
     }
     findings
+}
+
+/// Permissions whose limits another one of the same role, later in the file, lifts. (One that comes earlier makes the
+/// whole permission superfluous, which is another finding.)
+fn void_limits(policy: &Policy) -> Vec<Finding> {
+    let mut budget = MAX_COMPARISONS;
+    let is_limited =
+        |permission: &CompiledPermission| !permission.headers.is_empty() || permission.query.is_some();
+    let limited = (0..).zip(&policy.permissions).filter(|(_, rule)| is_limited(rule) && !rule.shadow);
+    let found = limited.filter_map(|(rule, permission)| {
+        let wider = wider_after(policy, rule, permission, &mut budget)?;
+        let (name, wider) = (&permission.name, &policy.permissions[wider as usize].name);
+        let message = format!("the limits of `{name}` never matter: `{wider}` grants the same without them");
+        let finding = Finding::warning("void_limits", permission.at, message);
+        Some(finding.hint("remove one of the two, or give both the limits"))
+    });
+    found.collect()
+}
+
+/// The first permission after `rule` that grants all of it, for every path of it.
+fn wider_after(
+    policy: &Policy,
+    rule: u32,
+    permission: &CompiledPermission,
+    budget: &mut usize,
+) -> Option<u32> {
+    let mut common: Option<Vec<u32>> = None;
+    for template in &policy.templates[permission.paths.clone()] {
+        let mut wider = Vec::new();
+        policy.allow_tree.walk_including(&template.0, &mut |ends| {
+            let first = ends.partition_point(|end| (end.group, end.rule) <= (permission.role, rule));
+            for end in ends[first..].iter().take_while(|end| end.group == permission.role) {
+                let Some(left) = budget.checked_sub(1) else { return };
+                *budget = left;
+                let other = &policy.permissions[end.rule as usize];
+                let is_wider = !other.shadow
+                    && other.methods.includes(permission.methods)
+                    && other.conditions_include(permission);
+                wider.extend(is_wider.then_some(end.rule));
+            }
+        });
+        wider.retain(|rule| common.as_ref().is_none_or(|common| common.contains(rule)));
+        common = Some(wider);
+    }
+    common?.into_iter().min()
 }
 
 /// Bindings of identities to which a deny rule denies everything.

@@ -62,7 +62,7 @@ pub fn validate_with(source: &[u8], checks: &Checks<'_>) -> Report {
     };
     let policy = Policy::compile(&document, source);
     let mut findings = lint::run(&document, now);
-    findings.extend(contradict::run(&document, now, checks.trust_domains));
+    findings.extend(contradict::run(&document, &policy, now, checks.trust_domains));
     findings.extend(reach::run(&document, &policy));
     let ran = selftest::run(&policy, &document, now);
     let tests_run = ran.len();
