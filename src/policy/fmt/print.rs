@@ -23,7 +23,7 @@ pub(super) fn print(root: &Node, layout: &Layout) -> String {
 }
 
 struct Line {
-    code: String,
+    body: String,
     comment: Option<String>,
 }
 
@@ -43,7 +43,7 @@ impl Printer<'_> {
         while let Some(comment) = self.layout.comments.get(self.next).filter(|comment| comment.line < line) {
             let (at, text) = (comment.line, comment.text.clone());
             self.gap(at, first);
-            self.lines.push(Line { code: " ".repeat(indent), comment: Some(text) });
+            self.lines.push(Line { body: " ".repeat(indent), comment: Some(text) });
             self.next += 1;
             self.last = at;
             first = false;
@@ -55,7 +55,7 @@ impl Printer<'_> {
 
     fn gap(&mut self, line: u32, first: bool) {
         if !first && !self.lines.is_empty() && self.layout.has_gap(self.last, line) {
-            self.lines.push(Line { code: String::new(), comment: None });
+            self.lines.push(Line { body: String::new(), comment: None });
         }
     }
 
@@ -77,7 +77,7 @@ impl Printer<'_> {
             Some(prefix) => format!("{}{prefix}", " ".repeat(indent - prefix.len())), // a prefix takes its level's indent
             None => " ".repeat(indent),
         };
-        self.lines.push(Line { code: format!("{before}{text}").trim_end().to_owned(), comment: None });
+        self.lines.push(Line { body: format!("{before}{text}").trim_end().to_owned(), comment: None });
     }
 
     fn map(&mut self, entries: &[Entry], indent: usize, prefix: Option<&str>) {
@@ -171,22 +171,22 @@ impl Printer<'_> {
 
     /// The lines, with the comments of neighbours that are indented alike in one column.
     fn text(self) -> String {
-        let depth = |line: &Line| line.code.len() - line.code.trim_start().len();
-        let has_both = |line: &Line| line.comment.is_some() && !line.code.trim().is_empty();
+        let depth = |line: &Line| line.body.len() - line.body.trim_start().len();
+        let has_both = |line: &Line| line.comment.is_some() && !line.body.trim().is_empty();
         let mut text = String::new();
         let mut at = 0;
         while at < self.lines.len() {
             let is_run = |line: &&Line| has_both(line) && depth(line) == depth(&self.lines[at]);
             let run = self.lines[at..].iter().take_while(is_run).count();
-            let width = self.lines[at..at + run].iter().map(|line| line.code.chars().count()).max();
+            let width = self.lines[at..at + run].iter().map(|line| line.body.chars().count()).max();
             for line in &self.lines[at..at + run.max(1)] {
                 match &line.comment {
                     Some(comment) if run > 0 => {
                         let width = width.unwrap_or_default();
-                        text += &format!("{:<width$} {comment}\n", line.code);
+                        text += &format!("{:<width$} {comment}\n", line.body);
                     }
-                    Some(comment) => text += &format!("{}{comment}\n", line.code),
-                    None => text += &format!("{}\n", line.code),
+                    Some(comment) => text += &format!("{}{comment}\n", line.body),
+                    None => text += &format!("{}\n", line.body),
                 }
             }
             at += run.max(1);
