@@ -236,12 +236,19 @@ pub(super) fn fold(segment: &str) -> Vec<u8> {
 
 /// As [`fold`], into `buffer`; none when it does not fit. Returns the length.
 pub(super) fn fold_into(segment: &str, buffer: &mut [u8]) -> Option<usize> {
-    if !segment.as_bytes().contains(&b'%') {
-        let kept = segment.trim_end_matches(['.', ' ']).as_bytes();
-        let place = buffer.get_mut(..kept.len())?;
-        place.copy_from_slice(kept);
-        place.make_ascii_lowercase();
-        return Some(kept.len());
+    let mut kept = segment.as_bytes();
+    while let [before @ .., b'.' | b' '] = kept {
+        kept = before;
+    }
+    if let Some(place) = buffer.get_mut(..kept.len()) {
+        let mut escaped = false;
+        for (folded, byte) in place.iter_mut().zip(kept) {
+            escaped |= *byte == b'%';
+            *folded = byte.to_ascii_lowercase();
+        }
+        if !escaped {
+            return Some(kept.len());
+        }
     }
     let mut length = 0;
     let mut kept = 0; // the length without trailing dots and spaces
