@@ -25,6 +25,7 @@ mod query;
 mod reach;
 mod reason;
 mod request;
+mod scan;
 mod selftest;
 mod target;
 mod trie;

@@ -4,11 +4,11 @@
 //! through a map a node. The keys come from the policy, so a client cannot choose them to collide.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher};
 
 use super::method::MethodSet;
 use super::path::without_params;
-use super::pattern::{MAX_LITERAL_BYTES, PathPattern, Segment, fold, fold_into, without_slash};
+use super::pattern::{MAX_LITERAL_BYTES, PathPattern, Segment, without_slash};
+use super::scan::{SegmentHash, find_slash, fold, fold_into, hash};
 
 const NONE: u32 = u32::MAX;
 
@@ -65,31 +65,7 @@ struct Edge {
 pub(super) struct Builder {
     wide: bool,
     nodes: Vec<Growing>,
-    edges: HashMap<(u32, Vec<u8>), u32, EdgeHash>,
-}
-
-/// Hashes as the finished table does: the keys come from the policy, so nobody chooses them to collide.
-#[derive(Default, Clone, Copy)]
-struct EdgeHash;
-
-struct EdgeHasher(u64);
-
-impl BuildHasher for EdgeHash {
-    type Hasher = EdgeHasher;
-
-    fn build_hasher(&self) -> EdgeHasher {
-        EdgeHasher(K)
-    }
-}
-
-impl Hasher for EdgeHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = mixed(self.0, bytes);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
+    edges: HashMap<(u32, Vec<u8>), u32, SegmentHash>,
 }
 
 #[derive(Default)]
@@ -296,45 +272,6 @@ impl Reading {
     }
 }
 
-/// Where the first slash is. Segments are short: eight bytes at a time beat both a byte at a time and a call of `memchr`.
-fn find_slash(text: &[u8]) -> Option<usize> {
-    const ONES: u64 = u64::from_le_bytes([1; 8]);
-    const SLASHES: u64 = u64::from_le_bytes([b'/'; 8]);
-    let (words, tail) = text.as_chunks::<8>();
-    for (at, word) in words.iter().enumerate() {
-        // The lowest byte that is zero here is exact: a borrow can only reach the bytes above it.
-        let differs = u64::from_le_bytes(*word) ^ SLASHES;
-        let zeros = differs.wrapping_sub(ONES) & !differs & (ONES << 7);
-        if zeros != 0 {
-            return Some(at * 8 + zeros.trailing_zeros() as usize / 8);
-        }
-    }
-    tail.iter().position(|byte| *byte == b'/').map(|at| words.len() * 8 + at)
-}
-
-const K: u64 = 0x9E37_79B9_7F4A_7C15;
-
-fn hash(node: u32, key: &[u8]) -> u32 {
-    (mixed((u64::from(node) ^ K).wrapping_mul(K), key) >> 32) as u32
-}
-
-/// `state` with `key` mixed in, eight bytes at a time; the last eight overlap those before rather than be copied.
-fn mixed(state: u64, key: &[u8]) -> u64 {
-    let mut state = state ^ key.len() as u64;
-    let mut mix = |word: u64| {
-        state = (state ^ word).wrapping_mul(K);
-        state ^= state >> 29;
-    };
-    let (words, tail) = key.as_chunks::<8>();
-    words.iter().for_each(|word| mix(u64::from_le_bytes(*word)));
-    match (tail, key.last_chunk::<8>()) {
-        ([], _) => {}
-        (_, Some(last)) => mix(u64::from_le_bytes(*last)),
-        (tail, None) => mix(tail.iter().fold(0, |word, byte| word << 8 | u64::from(*byte))),
-    }
-    state.wrapping_mul(K)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -408,20 +345,6 @@ mod tests {
             let want: Vec<u32> =
                 (0..).zip(&patterns).filter(|(_, pattern)| matches(pattern, &path)).map(|(at, _)| at).collect();
             prop_assert_eq!(found, want);
-        }
-    }
-
-    /// If this fails, a path is cut into other segments than the application sees.
-    #[test]
-    fn the_first_slash_is_found_wherever_it_is() {
-        for length in 0..20 {
-            for at in 0..=length {
-                let mut text = vec![b'.'; length]; // one less than a slash, where a borrow would show
-                text.iter_mut().skip(at).for_each(|byte| *byte = b'/');
-                assert_eq!(find_slash(&text), (at < length).then_some(at), "{length} {at}");
-                text.iter_mut().skip(at + 1).for_each(|byte| *byte = b'0');
-                assert_eq!(find_slash(&text), (at < length).then_some(at), "{length} {at}");
-            }
         }
     }
 
