@@ -294,7 +294,7 @@ fn no_request_is_missed_and_every_example_shows_a_difference() {
         };
         let (old, new) = (parse(&texts[0]), parse(&texts[1]));
         let found = diff(&old, &new, UnixSeconds(0));
-        assert_eq!(found.undecided, [String::new(); 0], "seed {seed}");
+        assert!(found.undecided.is_empty(), "seed {seed}: {:?}", found.undecided);
         let texts = format!("seed {seed}\n{}\n{}", texts[0], texts[1]);
         check_examples(&found, &old, &new, &texts);
         examples +=

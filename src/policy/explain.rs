@@ -2,9 +2,9 @@
 //! that did not hold.
 
 use crate::identity::SpiffeId;
-use crate::yaml::Mark;
+use crate::yaml::{self, Mark};
 
-use super::compile::{CompiledDeny, CompiledPermission, Template};
+use super::compile::{CompiledBinding, CompiledDeny, CompiledPermission, Template};
 use super::{Admitted, Decision, Grants, Policy, Reason, Request, UnixSeconds, admit};
 
 /// A decision with its reasons.
@@ -94,13 +94,18 @@ fn candidates<'p>(
         shadow: deny.shadow,
         mismatch: deny_mismatch(policy, deny, id, asked, now),
     });
+    let dormant = policy.dormant(id, now);
     let permissions = policy.permissions.iter().map(|permission| Candidate {
         role: Some(&policy.roles[permission.role as usize]),
         rule: &permission.name,
         at: permission.at,
         note: None,
         shadow: permission.shadow,
-        mismatch: permission_mismatch(policy, permission, grants, asked),
+        mismatch: if grants.has_role(permission.role) {
+            permission_mismatch(policy, permission, asked)
+        } else {
+            Some(without_role(policy, permission.role, &dormant, now))
+        },
     });
     denies.chain(permissions).collect()
 }
@@ -134,16 +139,20 @@ fn deny_mismatch(
     deny.check(request).err().map(|miss| miss.describe(&request.host))
 }
 
-fn permission_mismatch(
-    policy: &Policy,
-    permission: &CompiledPermission,
-    grants: &Grants,
-    asked: Asked<'_>,
-) -> Option<String> {
-    if !grants.has_role(permission.role) {
-        let role = &policy.roles[permission.role as usize];
-        return Some(format!("the identity does not have the role `{role}`"));
+/// Why an identity does not have a role, given the bindings that name it and are not in force.
+fn without_role(policy: &Policy, role: u32, dormant: &[&CompiledBinding], now: UnixSeconds) -> String {
+    let name = &policy.roles[role as usize];
+    let Some(binding) = dormant.iter().find(|binding| binding.role == role) else {
+        return format!("the identity does not have the role `{name}`");
+    };
+    match (binding.from.filter(|from| *from > now), binding.until) {
+        (Some(from), _) => format!("the identity has the role `{name}` only from {} on", yaml::time(from.0)),
+        (None, Some(until)) => format!("the identity had the role `{name}` until {}", yaml::time(until.0)),
+        (None, None) => format!("the identity does not have the role `{name}`"),
     }
+}
+
+fn permission_mismatch(policy: &Policy, permission: &CompiledPermission, asked: Asked<'_>) -> Option<String> {
     let request = match (asked, &permission.tcp) {
         (Asked::Http(request), None) => request,
         (Asked::Http(_), Some(_)) => return Some("it is about TCP".to_owned()),

@@ -3,7 +3,7 @@
 use crate::identity::SpiffeId;
 
 use super::UnixSeconds;
-use super::compile::{EVERYONE, Policy};
+use super::compile::{CompiledBinding, EVERYONE, Policy};
 use super::trie::End;
 
 /// What a policy says about one identity at one time. Small: two short lists.
@@ -42,6 +42,15 @@ impl Policy {
         roles.sort_unstable();
         roles.dedup();
         Grants { stamp: self.stamp, roles: roles.into(), denies: denies.into(), valid_until: next.at }
+    }
+
+    /// The bindings that name `id` and are not in force at `now`, with their role.
+    pub(super) fn dormant(&self, id: &SpiffeId, now: UnixSeconds) -> Vec<&CompiledBinding> {
+        let literal = self.bindings.literal.get(id.as_str()).into_iter().flatten().copied();
+        let wild = self.bindings.wild.iter().filter(|(pattern, _)| pattern.matches(id)).map(|(_, at)| *at);
+        let mut next = Next { now, at: None };
+        let all = literal.chain(wild).map(|at| &self.bindings.all[at as usize]);
+        all.filter(|binding| !next.in_force(binding.from, binding.until)).collect()
     }
 
     /// The widest rights that anyone can have at `now`: every role that is bound, and only the deny rules that concern

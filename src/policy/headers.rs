@@ -141,7 +141,8 @@ mod tests {
     /// If this fails, a second line, a list or another spelling gets a request past a permission's condition.
     #[test]
     fn a_permission_wants_one_line_with_one_exact_value() {
-        let table: [(&[(&str, &str)], Result<(), HeaderMiss>); 12] = [
+        type Row<'a> = (&'a [(&'a str, &'a str)], Result<(), HeaderMiss>);
+        let table: [Row<'_>; 12] = [
             (&[("content-type", "a/b")], Ok(())),
             (&[("Content-Type", " c/d\t")], Ok(())),
             (&[("other", "x"), ("content-type", "a/b")], Ok(())),

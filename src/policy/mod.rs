@@ -30,6 +30,7 @@ mod query;
 mod reach;
 mod reason;
 mod request;
+mod scan;
 pub mod schema;
 mod selftest;
 mod target;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::Reason;
 use super::path::{self, PathRules, without_params};
+use super::scan::fold;
 
 /// The longest pattern, in bytes.
 const MAX_PATTERN_BYTES: usize = 1024;
@@ -223,46 +224,6 @@ fn readings(path: &str) -> [String; 4] {
     let cut = |path: &str| path.split('/').map(without_params).collect::<Vec<_>>().join("/");
     let split = path.replace("%2F", "/");
     [path.to_owned(), cut(path), cut(&split), split]
-}
-
-/// A segment as the deny side compares it: every escape decoded, ASCII letters in lower case, trailing dots and spaces
-/// dropped (Windows drops them from file names). So `/fhir/$reindex` denies `/fhir/%24ReIndex.` too.
-pub(super) fn fold(segment: &str) -> Vec<u8> {
-    let mut folded = vec![0; segment.len()];
-    let length = fold_into(segment, &mut folded).unwrap_or_default(); // it fits: folding never makes longer
-    folded.truncate(length);
-    folded
-}
-
-/// As [`fold`], into `buffer`; none when it does not fit. Returns the length.
-pub(super) fn fold_into(segment: &str, buffer: &mut [u8]) -> Option<usize> {
-    if !segment.as_bytes().contains(&b'%') {
-        let kept = segment.trim_end_matches(['.', ' ']).as_bytes();
-        let place = buffer.get_mut(..kept.len())?;
-        place.copy_from_slice(kept);
-        place.make_ascii_lowercase();
-        return Some(kept.len());
-    }
-    let mut length = 0;
-    let mut kept = 0; // the length without trailing dots and spaces
-    let mut rest = segment.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        let escape = if byte == b'%' { path::hex_pair(tail) } else { None };
-        let value = escape.unwrap_or(byte).to_ascii_lowercase();
-        rest = if escape.is_some() { &tail[2..] } else { tail };
-        // Trailing dots are not kept, so they need no room: a long row of them must not make a segment unmatchable.
-        if let Some(place) = buffer.get_mut(length) {
-            *place = value;
-        }
-        length += 1;
-        if !matches!(value, b'.' | b' ') {
-            if length > buffer.len() {
-                return None;
-            }
-            kept = length;
-        }
-    }
-    Some(kept)
 }
 
 #[cfg(test)]

@@ -4,11 +4,11 @@
 //! through a map a node. The keys come from the policy, so a client cannot choose them to collide.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher};
 
 use super::method::MethodSet;
 use super::path::without_params;
-use super::pattern::{MAX_LITERAL_BYTES, PathPattern, Segment, fold, fold_into, without_slash};
+use super::pattern::{MAX_LITERAL_BYTES, PathPattern, Segment, without_slash};
+use super::scan::{SegmentHash, find_slash, fold, fold_into, hash};
 
 const NONE: u32 = u32::MAX;
 
@@ -65,31 +65,7 @@ struct Edge {
 pub(super) struct Builder {
     wide: bool,
     nodes: Vec<Growing>,
-    edges: HashMap<(u32, Vec<u8>), u32, EdgeHash>,
-}
-
-/// Hashes as the finished table does: the keys come from the policy, so nobody chooses them to collide.
-#[derive(Default, Clone, Copy)]
-struct EdgeHash;
-
-struct EdgeHasher(u64);
-
-impl BuildHasher for EdgeHash {
-    type Hasher = EdgeHasher;
-
-    fn build_hasher(&self) -> EdgeHasher {
-        EdgeHasher(K)
-    }
-}
-
-impl Hasher for EdgeHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = mixed(self.0, bytes);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
+    edges: HashMap<(u32, Vec<u8>), u32, SegmentHash>,
 }
 
 #[derive(Default)]
@@ -189,11 +165,19 @@ impl Trie {
             Some(trimmed) if self.wide => Some(trimmed),
             _ => Some(inner),
         };
-        self.step(0, inner, reading, visit);
+        let mut buffer = [0u8; MAX_LITERAL_BYTES];
+        self.step(0, inner, reading, &mut buffer, visit);
     }
 
     /// Recursion is bounded by the longest pattern's segments.
-    fn step(&self, node: u32, rest: Option<&str>, reading: Reading, visit: &mut impl FnMut(&[End])) {
+    fn step(
+        &self,
+        node: u32,
+        rest: Option<&str>,
+        reading: Reading,
+        buffer: &mut [u8; MAX_LITERAL_BYTES],
+        visit: &mut impl FnMut(&[End]),
+    ) {
         let node_at = self.nodes[node as usize];
         self.visit(node_at.rest, visit);
         let Some(rest) = rest else {
@@ -203,16 +187,15 @@ impl Trie {
         let child = if !node_at.literals {
             None
         } else if self.wide {
-            let mut buffer = [0u8; MAX_LITERAL_BYTES];
-            fold_into(segment, &mut buffer).and_then(|length| self.literal(node, &buffer[..length]))
+            fold_into(segment, buffer).and_then(|length| self.literal(node, &buffer[..length]))
         } else {
             self.literal(node, segment.as_bytes())
         };
         if let Some(child) = child {
-            self.step(child, rest, reading, visit);
+            self.step(child, rest, reading, buffer, visit);
         }
         if node_at.one != NONE && !segment.is_empty() {
-            self.step(node_at.one, rest, reading, visit);
+            self.step(node_at.one, rest, reading, buffer, visit);
         }
     }
 
@@ -275,7 +258,7 @@ impl Trie {
 impl Reading {
     /// The first segment of `rest` and what follows its separator.
     fn next(self, rest: &str) -> (&str, Option<&str>) {
-        let slash = memchr::memchr(b'/', rest.as_bytes());
+        let slash = find_slash(rest.as_bytes());
         if !self.split && !self.cut {
             return slash.map_or((rest, None), |at| (&rest[..at], Some(&rest[at + 1..])));
         }
@@ -287,29 +270,6 @@ impl Reading {
         };
         (if self.cut { without_params(segment) } else { segment }, after)
     }
-}
-
-const K: u64 = 0x9E37_79B9_7F4A_7C15;
-
-fn hash(node: u32, key: &[u8]) -> u32 {
-    (mixed((u64::from(node) ^ K).wrapping_mul(K), key) >> 32) as u32
-}
-
-/// `state` with `key` mixed in, eight bytes at a time; the last eight overlap those before rather than be copied.
-fn mixed(state: u64, key: &[u8]) -> u64 {
-    let mut state = state ^ key.len() as u64;
-    let mut mix = |word: u64| {
-        state = (state ^ word).wrapping_mul(K);
-        state ^= state >> 29;
-    };
-    let (words, tail) = key.as_chunks::<8>();
-    words.iter().for_each(|word| mix(u64::from_le_bytes(*word)));
-    match (tail, key.last_chunk::<8>()) {
-        ([], _) => {}
-        (_, Some(last)) => mix(u64::from_le_bytes(*last)),
-        (tail, None) => mix(tail.iter().fold(0, |word, byte| word << 8 | u64::from(*byte))),
-    }
-    state.wrapping_mul(K)
 }
 
 #[cfg(test)]

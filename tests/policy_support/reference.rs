@@ -51,8 +51,8 @@ fn decide_http(model: &Model, seen: &Seen<'_>) -> Answer {
                 return Answer { rule, role: Some(format!("r{role}")), template, ..answer("rule") };
             }
         }
-        let all = model.roles.iter().flatten().flat_map(|permission| &permission.paths);
-        let template = all.filter(|pattern| matches_exactly(pattern, &seen.path)).next().cloned();
+        let mut all = model.roles.iter().flatten().flat_map(|permission| &permission.paths);
+        let template = all.find(|pattern| matches_exactly(pattern, &seen.path)).cloned();
         Answer { template, ..answer("no_allow_rule") }
     };
     beside(with(false), with(true))

@@ -8,7 +8,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashSet};
 
 use super::super::path::without_params;
-use super::super::pattern::{PathPattern, Segment, fold, without_slash};
+use super::super::pattern::{PathPattern, Segment, without_slash};
+use super::super::scan::fold;
 
 /// How many places in all patterns together are looked at.
 const MAX_STATES: usize = 50_000;
