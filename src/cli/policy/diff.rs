@@ -9,7 +9,7 @@ use super::shared::{
     Format, NO, Paint, UNREADABLE, clock, complain, load, parse_now, policy_json, say, time,
 };
 use crate::policy::diff::{self, Change, Diff, Example, Group, Period, Who};
-use crate::policy::{self, Explanation, Method, Policy, UnixSeconds};
+use crate::policy::{Method, Policy, UnixSeconds};
 
 /// How many exceptions and identities are named in one line of text; JSON has all.
 const SHOWN: usize = 4;
@@ -184,9 +184,7 @@ impl Report<'_> {
 }
 
 fn answer(policy: &Policy, example: &Example) -> String {
-    let Some(request) = example.request() else { return "no request".to_owned() };
-    let explanation: Explanation<'_> = policy::explain(policy, &example.id, &request, example.now);
-    let decision = explanation.decision;
+    let Some(decision) = example.decision(policy) else { return "no request".to_owned() };
     let rule = decision.rule.map(|rule| format!(" `{rule}`")).unwrap_or_default();
     format!("{} ({}{rule})", decision.outcome.as_str(), decision.reason.as_str())
 }

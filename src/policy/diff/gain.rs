@@ -79,7 +79,7 @@ impl World {
             let would = |allowed: &&Area<'_>| {
                 area.methods.meets(allowed.methods) && area.track.may_meet(&allowed.track)
             };
-            let is_told = !is_kept && !from.allow.iter().any(would);
+            let is_told = !is_kept && (lifted.is_empty() || !from.allow.iter().any(would));
             let lifted = lifted.iter().filter(|_| !is_told);
             for denied in lifted.filter(|denied| area.methods.meets(denied.methods)) {
                 changes.extend(search.changes(&Piece { area, denied: Some(denied), is_kept }));

@@ -19,7 +19,7 @@ use std::collections::HashMap;
 
 use crate::identity::SpiffeId;
 
-use super::{Method, Policy, Request, UnixSeconds};
+use super::{Decision, Method, Policy, Request, UnixSeconds, admit};
 use gain::World;
 use identities::Regions;
 use view::{Interner, Side, View};
@@ -115,7 +115,20 @@ pub struct Example {
 }
 
 impl Example {
-    /// The request, for [`super::explain`].
+    /// What `policy` decides about it, by the code that decides in production; none when it is no request.
+    pub fn decision<'p>(&self, policy: &'p Policy) -> Option<Decision<'p>> {
+        let request = self.request()?;
+        let grants = policy.grants(&self.id, self.now);
+        if let Some(listener) = request.tcp_listener() {
+            return Some(policy.decide_tcp(&grants, listener));
+        }
+        Some(match admit(&request.raw(policy.default_host()), policy.path_rules()) {
+            Ok(admitted) => policy.decide(&grants, &admitted),
+            Err(reason) => Decision::rejected(reason),
+        })
+    }
+
+    /// The request, for [`super::explain()`].
     pub fn request(&self) -> Option<Request> {
         let mut request = Request::parse(&self.line)?;
         self.headers.iter().all(|(name, value)| request.add_header(name, value)).then_some(request)
