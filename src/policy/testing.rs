@@ -7,7 +7,7 @@ use crate::yaml::Mark;
 
 use super::document::{self, Case, Subject};
 use super::selftest::{self, describe};
-use super::{Explanation, Finding, Outcome, Policy, UnixSeconds, explain};
+use super::{Decision, Explanation, Finding, Outcome, Policy, Reason, Shadow, UnixSeconds, explain};
 
 /// Tests that were read from one file.
 #[derive(Debug)]
@@ -71,9 +71,19 @@ fn result<'p>(policy: &'p Policy, case: &Case, now: UnixSeconds) -> TestResult<'
         subject,
         request: case.request.line(),
         expect: case.expect,
-        found: describe(ran.decision.unshadowed()),
+        found: found(&ran.decision),
         failure: ran.failure.map(|finding| finding.message),
         explanation,
+    }
+}
+
+/// What was decided. A policy in shadow mode is tested for what it would do.
+fn found(decision: &Decision<'_>) -> String {
+    let enforced = Shadow { outcome: decision.outcome, reason: decision.reason, rule: decision.rule };
+    match decision.shadow {
+        None => describe(enforced),
+        Some(would) if decision.reason == Reason::ShadowMode => describe(would),
+        Some(would) => format!("{}; with what is in shadow {}", describe(enforced), describe(would)),
     }
 }
 
