@@ -221,7 +221,8 @@ fn wide(path: &str) -> impl Iterator<Item = &str> {
 /// What a canonical path may mean to some server: itself, and, as far as the policy let them pass, with `%2F` decoded
 /// and with matrix parameters cut off.
 fn readings(path: &str) -> [String; 4] {
-    let cut = |path: &str| path.split('/').map(without_params).collect::<Vec<_>>().join("/");
+    let plain = |segment: &'_ str| segment[..without_params(segment.as_bytes()).len()].to_owned();
+    let cut = |path: &str| path.split('/').map(plain).collect::<Vec<_>>().join("/");
     let split = path.replace("%2F", "/");
     [path.to_owned(), cut(path), cut(&split), split]
 }

@@ -166,14 +166,15 @@ impl Trie {
             _ => Some(inner),
         };
         let mut buffer = [0u8; MAX_LITERAL_BYTES];
-        self.step(0, inner, reading, &mut buffer, visit);
+        // Bytes from here on: each cut of a `str` would look whether it falls between two characters.
+        self.step(0, inner.map(str::as_bytes), reading, &mut buffer, visit);
     }
 
     /// Recursion is bounded by the longest pattern's segments.
     fn step(
         &self,
         node: u32,
-        rest: Option<&str>,
+        rest: Option<&[u8]>,
         reading: Reading,
         buffer: &mut [u8; MAX_LITERAL_BYTES],
         visit: &mut impl FnMut(&[End]),
@@ -183,13 +184,16 @@ impl Trie {
         let Some(rest) = rest else {
             return self.visit(node_at.here, visit);
         };
+        if !node_at.literals && node_at.one == NONE {
+            return;
+        }
         let (segment, rest) = reading.next(rest);
         let child = if !node_at.literals {
             None
         } else if self.wide {
             fold_into(segment, buffer).and_then(|length| self.literal(node, &buffer[..length]))
         } else {
-            self.literal(node, segment.as_bytes())
+            self.literal(node, segment)
         };
         if let Some(child) = child {
             self.step(child, rest, reading, buffer, visit);
@@ -257,12 +261,12 @@ impl Trie {
 
 impl Reading {
     /// The first segment of `rest` and what follows its separator.
-    fn next(self, rest: &str) -> (&str, Option<&str>) {
-        let slash = find_slash(rest.as_bytes());
+    fn next(self, rest: &[u8]) -> (&[u8], Option<&[u8]>) {
+        let slash = find_slash(rest);
         if !self.split && !self.cut {
             return slash.map_or((rest, None), |at| (&rest[..at], Some(&rest[at + 1..])));
         }
-        let escaped = if self.split { rest.find("%2F") } else { None };
+        let escaped = if self.split { rest.windows(3).position(|bytes| bytes == b"%2F") } else { None };
         let (segment, after) = match (slash, escaped) {
             (slash, Some(at)) if slash.is_none_or(|slash| at < slash) => (&rest[..at], Some(&rest[at + 3..])),
             (Some(at), _) => (&rest[..at], Some(&rest[at + 1..])),

@@ -142,9 +142,9 @@ impl Track {
         if !self.wide || !relaxed {
             return [plain, DEAD, DEAD, DEAD];
         }
-        let cut = self.step(cut, without_params(segment));
+        let cut = self.step(cut, bare(segment));
         let split = segment.split("%2F").fold(split, |at, piece| self.step(at, piece));
-        let both = segment.split("%2F").fold(both, |at, piece| self.step(at, without_params(piece)));
+        let both = segment.split("%2F").fold(both, |at, piece| self.step(at, bare(piece)));
         [plain, cut, split, both]
     }
 
@@ -166,6 +166,12 @@ impl Track {
     fn is_settled(&self, places: Places) -> bool {
         self.rest && places.iter().any(|at| self.is_end(*at))
     }
+}
+
+/// A segment up to its first `;`.
+fn bare(segment: &str) -> &str {
+    let length = without_params(segment.as_bytes()).len();
+    &segment[..length] // it ends before an ASCII character, or at the end
 }
 
 /// What a path must be.
