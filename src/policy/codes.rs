@@ -37,7 +37,7 @@ pub const CODES: &[Code] = &[
     warning("unbound_role", "nobody has the role"),
     warning("untested_role", "no passing test shows that a permission of the role allows"),
     warning("expiring_test", "a test will fail once a date of the file has come"),
-    warning("void_limits", "a later permission of the role grants the same without the limits"),
+    warning("void_limits", "a later permission of the role grants all of it, within wider limits or none"),
     warning("denied_binding", "a deny rule takes all that the binding gives"),
     warning("expired_binding", "the binding has ended"),
     warning("expired_deny", "the deny rule has ended"),

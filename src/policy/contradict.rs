@@ -37,7 +37,9 @@ fn void_limits(policy: &Policy) -> Vec<Finding> {
     let found = limited.filter_map(|(rule, permission)| {
         let wider = wider_after(policy, rule, permission, &mut budget)?;
         let (name, wider) = (&permission.name, &policy.permissions[wider as usize].name);
-        let message = format!("the limits of `{name}` never matter: `{wider}` grants the same without them");
+        let message = format!(
+            "the limits of `{name}` never matter: `{wider}` grants all of it, within wider limits or none"
+        );
         let finding = Finding::warning("void_limits", permission.at, message);
         Some(finding.hint("remove one of the two, or give both the limits"))
     });
