@@ -174,7 +174,8 @@ async fn drain(State(state): State<AdminState>) -> StatusCode {
 }
 
 fn policy_detail(policy: &Policy) -> Value {
-    json!({"name": policy.name(), "revision": policy.revision(), "sha256": policy.sha256_hex()})
+    let mode = if policy.is_shadow() { "shadow" } else { "enforce" };
+    json!({"name": policy.name(), "revision": policy.revision(), "sha256": policy.sha256_hex(), "mode": mode})
 }
 
 fn sink_detail(sink: &SinkStatus) -> Value {

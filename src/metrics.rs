@@ -14,6 +14,7 @@ use prometheus::{
 pub struct Metrics {
     registry: Registry,
     decisions: IntCounterVec,
+    shadow_denials: IntCounterVec,
     responses: IntCounterVec,
     duration: HistogramVec,
     bytes: IntCounterVec,
@@ -43,6 +44,8 @@ pub struct Metrics {
 /// One worker's handles.
 pub(crate) struct WorkerMetrics {
     pub(crate) allowed: IntCounter,
+    /// Of those, the ones that only shadow let pass.
+    pub(crate) shadow_denied: IntCounter,
     refusals: [IntCounter; REFUSALS.len()],
     other_refusals: IntCounter,
     responses: [IntCounter; CLASSES.len()],
@@ -86,6 +89,11 @@ impl Metrics {
         let metrics = Self {
             registry: Registry::new_custom(Some("phiward".into()), None)?,
             decisions: counters("decisions_total", "Decisions about requests.", &["worker", "outcome"])?,
+            shadow_denials: counters(
+                "shadow_denials_total",
+                "Requests let through that would be denied with everything in shadow enforced.",
+                &["worker"],
+            )?,
             responses: counters(
                 "responses_total",
                 "Requests let through, by status class.",
@@ -149,6 +157,7 @@ impl Metrics {
         let w = worker.as_str();
         WorkerMetrics {
             allowed: self.decisions.with_label_values(&[w, "allowed"]),
+            shadow_denied: self.shadow_denials.with_label_values(&[w]),
             refusals: REFUSALS.map(|(_, outcome)| self.decisions.with_label_values(&[w, outcome])),
             other_refusals: self.decisions.with_label_values(&[w, "other"]),
             responses: CLASSES.map(|class| self.responses.with_label_values(&[w, class])),
@@ -162,8 +171,9 @@ impl Metrics {
     }
 
     fn register(&self) -> Result<(), prometheus::Error> {
-        let all: [Box<dyn prometheus::core::Collector>; 16] = [
+        let all: [Box<dyn prometheus::core::Collector>; 17] = [
             Box::new(self.decisions.clone()),
+            Box::new(self.shadow_denials.clone()),
             Box::new(self.responses.clone()),
             Box::new(self.duration.clone()),
             Box::new(self.bytes.clone()),
@@ -228,6 +238,7 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         let worker = metrics.worker(0);
         worker.allowed.inc();
+        worker.shadow_denied.inc();
         worker.refused(StatusCode::FORBIDDEN);
         worker.refused(StatusCode::IM_A_TEAPOT);
         worker.exchange(200, 1500, 10, 20);
@@ -237,6 +248,7 @@ mod tests {
         let text = metrics.render().unwrap();
         for line in [
             "phiward_decisions_total{outcome=\"allowed\",worker=\"0\"} 1",
+            "phiward_shadow_denials_total{worker=\"0\"} 1",
             "phiward_decisions_total{outcome=\"denied\",worker=\"0\"} 1",
             "phiward_decisions_total{outcome=\"other\",worker=\"0\"} 1",
             "phiward_responses_total{class=\"2xx\",worker=\"0\"} 1",

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::audit::{ControlEvent, ControlRecorder};
 use crate::identity::{FileContents, FilePaths, TrustDomain};
 use crate::metrics::Metrics;
-use crate::policy::Policy;
+use crate::policy::{self, Finding, Policy, Severity, UnixSeconds};
 use crate::tls::TlsSettings;
 
 /// How often the files are read.
@@ -138,7 +138,7 @@ impl PolicyFile {
             }
             return;
         }
-        match Policy::parse(&self.seen.judged) {
+        match judge(&self.seen.judged) {
             Ok(policy) => {
                 tracing::info!(revision = policy.revision(), sha256 = policy.sha256_hex(), "policy loaded");
                 outcome.audit.record(loaded(&policy));
@@ -266,6 +266,30 @@ impl IdentityFiles {
             settings
         }))
     }
+}
+
+/// Reads a policy that is to be put in force: it must be without errors, pass its own tests as of now, and hold nothing that
+/// this version cannot enforce.
+///
+/// # Errors
+/// Why it is refused; never an empty list.
+pub(crate) fn judge(source: &[u8]) -> Result<Policy, Vec<Finding>> {
+    let now = UnixSeconds((now_ns() / 1_000_000_000) as i64);
+    let policy = policy::load(source, now)?;
+    if let Some(at) = policy.tcp_at() {
+        return Err(vec![Finding {
+            code: "unsupported",
+            severity: Severity::Error,
+            at,
+            message: "this version has no TCP listeners, so a permission for TCP cannot be put in force"
+                .into(),
+            hint: Some("leave it out of the policy of a running sidecar; `policy` commands know it".into()),
+        }]);
+    }
+    if policy.is_shadow() {
+        tracing::warn!(policy = policy.name(), "the policy is in shadow mode: no request is denied");
+    }
+    Ok(policy)
 }
 
 /// The event of a policy that is in force from now on.

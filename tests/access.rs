@@ -54,6 +54,70 @@ async fn a_denied_identity_gets_403_and_one_event() {
     assert!(!trail.text.contains("4711"));
 }
 
+/// If this fails, a rule that is being tried out blocks somebody, or nobody learns what it would do.
+#[tokio::test]
+async fn what_shadow_would_deny_passes_and_is_told_in_the_event() {
+    let policy = common::POLICY.replace("no-admin, ", "no-admin, mode: shadow, ");
+    let mesh = Mesh::with(serve(app()).await, Setup { policy: &policy, ..Setup::default() }).await;
+    assert_eq!(client::get(mesh.outbound(), "/open/admin/x").await.status, 404, "answered by the app");
+    assert_eq!(client::get(mesh.outbound(), "/open/headers").await.status, 200);
+    let metrics = client::get(mesh.records.admin(), "/metrics").await;
+    assert!(metrics.text().contains("phiward_shadow_denials_total{worker=\"0\"} 1"), "{}", metrics.text());
+    let trail = mesh.trail().await;
+    let decisions = trail.decisions();
+    assert_eq!(decisions[0]["decision"]["outcome"], "allow");
+    assert_eq!(decisions[0]["decision"]["rule"], "open");
+    let shadow = serde_json::json!({"outcome": "deny", "reason": "deny_rule", "rule": "no-admin"});
+    assert_eq!(decisions[0]["decision"]["shadow"], shadow);
+    assert!(decisions[1]["decision"].get("shadow").is_none(), "only where it makes a difference");
+}
+
+/// If this fails, `mode: shadow` blocks requests, or hides what it would have blocked.
+#[tokio::test]
+async fn a_policy_in_shadow_mode_blocks_nothing() {
+    let policy = common::POLICY.replace("kind: Policy", "kind: Policy\nmode: shadow");
+    let mesh = Mesh::with(serve(app()).await, Setup { policy: &policy, ..Setup::default() }).await;
+    assert_eq!(client::get(mesh.outbound(), "/nowhere").await.status, 404, "answered by the app");
+    assert_eq!(
+        client::get(mesh.outbound(), "/a/%2e%2e/b").await.status,
+        400,
+        "nothing could be decided about this"
+    );
+    let detail = client::get(mesh.records.admin(), "/policy").await;
+    assert!(detail.text().contains("\"mode\":\"shadow\""), "{}", detail.text());
+    let trail = mesh.trail().await;
+    assert_eq!(trail.reasons(), ["shadow_mode", "dot_segment"]);
+    let shadow = serde_json::json!({"outcome": "deny", "reason": "no_allow_rule"});
+    assert_eq!(trail.decisions()[0]["decision"]["shadow"], shadow);
+}
+
+/// If this fails, rules about queries and headers see something else than what arrived, or the trail holds what it must not.
+#[tokio::test]
+async fn queries_and_headers_are_decided_and_only_named_parameters_are_recorded() {
+    let policy = common::POLICY.replace(
+        "paths: [\"/open/**\"]}",
+        "paths: [\"/open/**\"], query: {require_any: [patient], max: {_count: 10}}, headers: {x-purpose: [treat]}}",
+    );
+    let mesh = Mesh::with(serve(app()).await, Setup { policy: &policy, ..Setup::default() }).await;
+    let mut wire = common::wire::Wire::connect(mesh.outbound()).await;
+    let mut ask = async |target: &str, headers: &str| {
+        wire.send(format!("GET {target} HTTP/1.1\r\nHost: records.clinic\r\n{headers}\r\n")).await;
+        wire.response("GET").await.status()
+    };
+    let purpose = "X-Purpose: treat\r\n";
+    assert_eq!(ask("/open/headers?patient=4711&_count=10&canary=1", purpose).await, 200);
+    assert_eq!(ask("/open/headers?patient=4711&_count=11", purpose).await, 403);
+    assert_eq!(ask("/open/headers?canary=1", purpose).await, 403);
+    assert_eq!(ask("/open/headers?patient=4711", "").await, 403);
+    assert_eq!(ask("/open/headers?patient=4711", "X-Purpose: treat\r\nX-Purpose: treat\r\n").await, 403);
+    let trail = mesh.trail().await;
+    let names: Vec<_> =
+        trail.decisions().iter().map(|event| event["http"]["query_names"].to_string()).collect();
+    let patient = "[\"patient\"]";
+    assert_eq!(names, ["[\"_count\",\"patient\"]", "[\"_count\",\"patient\"]", "null", patient, patient]);
+    assert!(!trail.text.contains("4711") && !trail.text.contains("canary"), "{}", trail.text);
+}
+
 /// If this fails, a deny rule or the path rules can be walked around.
 #[tokio::test]
 async fn doubtful_targets_get_400_and_deny_rules_403() {

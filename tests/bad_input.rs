@@ -100,8 +100,11 @@ fn a_wrong_policy_is_refused_with_its_place() {
     let folder = Folder::new();
     folder.write("policy.yaml", POLICY.replace("role: chart-read", "role: chart-raed"));
     folder.refused(1, &["policy.yaml:11:", "chart-raed"]);
-    folder.write("policy.yaml", POLICY.replace("metadata:", "mode: shadow\nmetadata:"));
-    folder.refused(1, &["policy.yaml:3:", "shadow"]);
+    folder.write("policy.yaml", POLICY.replace("metadata:", "rate_limits: {}\nmetadata:"));
+    folder.refused(1, &["policy.yaml:3:", "rate_limits", "not supported"]);
+    let failing = format!("{POLICY}tests:\n  - {{as: any, request: GET /open/a, expect: allow}}\n");
+    folder.write("policy.yaml", failing);
+    folder.refused(1, &["policy.yaml:16:", "the test expects allow"]);
     folder.remove("policy.yaml");
     folder.refused(2, &["policy.yaml", "No such file"]);
 }

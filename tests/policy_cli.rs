@@ -63,7 +63,12 @@ fn explain_answers_by_its_exit_code() {
     assert_eq!(ask("GET /fhir/Patient/1", &["--header", "host: elsewhere"]), code(1));
     assert_eq!(ask("GET /a/../b", &[]), code(1));
     assert_eq!(ask("nonsense", &[]), code(2));
-    assert_eq!(ask("GET /a", &["--header", "accept: text/html"]), code(2));
+    assert_eq!(ask("GET /fhir/Patient/1", &["--header", "accept: text/html"]), code(0));
+    assert_eq!(ask("GET /fhir/Patient/1", &["--header", "Content_Type: a/b, text/xml"]), code(1));
+    assert_eq!(ask("GET /fhir/Observation?patient=1", &[]), code(0));
+    assert_eq!(ask("GET /fhir/Observation?patient=1&_count=101", &[]), code(1));
+    assert_eq!(ask("TCP postgres", &[]), code(1));
+    assert_eq!(ask("GET /a", &["--header", "a b: text/html"]), code(2));
     assert_eq!(ask("GET /a", &["--now", "soon"]), code(2));
     assert_eq!(exit(&["explain", EXAMPLE, "--as", "web", "--request", "GET /a"]), code(2));
     assert_eq!(exit(&["explain", "/nowhere", "--as", WEB, "--request", "GET /a"]), code(2));

@@ -28,6 +28,7 @@ fn raw<'a>(method: &'a str, target: &'a str, host: &'a str) -> RawRequest<'a> {
         more_hosts: false,
         method_override: false,
         http2: false,
+        headers: &phiward::policy::NoHeaders,
     }
 }
 

@@ -16,7 +16,7 @@ fn the_example_is_valid_without_a_warning() {
     let source = include_bytes!("../config/policy.yaml");
     let report = validate(source, NOW);
     assert_eq!(report.findings, []);
-    assert_eq!((report.tests_run, report.tests_failed), (9, 0));
+    assert_eq!((report.tests_run, report.tests_failed), (13, 0));
     let policy = report.policy.unwrap();
     assert_eq!((policy.name(), policy.revision()), ("fhir-store", "2026-11-20.3"));
     assert_eq!(policy.sha256_hex().len(), 64);
@@ -47,7 +47,6 @@ fn each_error_has_a_code_a_line_and_words() {
             "must be a date",
         ),
         (format!("{HEAD}role: {{}}\n"), "document", 4, "has no key `role`"),
-        (format!("{HEAD}mode: shadow\n"), "document", 4, "not supported by this version"),
         (format!("{HEAD}mode: audit\n"), "document", 4, "cannot be `audit`"),
         (format!("{HEAD}jwt: {{}}\n"), "document", 4, "not supported by this version"),
         (format!("{HEAD}rate_limits: {{}}\n"), "document", 4, "not supported by this version"),
@@ -90,9 +89,6 @@ fn each_error_has_a_code_a_line_and_words() {
             7,
             "not one of",
         ),
-        (permission(&format!("{ok}, query: {{}}")), "document", 6, "not supported by this version"),
-        (permission(&format!("{ok}, headers: {{}}")), "document", 6, "not supported by this version"),
-        (permission("name: a, tcp: {}"), "document", 6, "not supported by this version"),
         (permission(&format!("{ok}, fhir: {{}}")), "document", 6, "not supported by this version"),
         (permission(&format!("{ok}, when: {{}}")), "document", 6, "not supported by this version"),
         (permission(&format!("{ok}, max_response_bytes: 1")), "document", 6, "not supported by this version"),
@@ -135,7 +131,6 @@ fn each_error_has_a_code_a_line_and_words() {
         (deny("paths: [/a]"), "document", 5, "needs the key `name`"),
         (deny("name: a, paths: []"), "document", 5, "empty list"),
         (deny("name: a, paths: [/a], overridable: true"), "document", 5, "not supported by this version"),
-        (deny("name: a, paths: [/a], headers: {}"), "document", 5, "not supported by this version"),
         (deny("name: a, paths: [/a], query: {}"), "document", 5, "not supported by this version"),
         (
             case("as: any, request: GET /, expect: allow, claims: {}"),
@@ -157,7 +152,7 @@ fn each_error_has_a_code_a_line_and_words() {
             case("as: any, request: GET /, expect: deny, headers: {accept: a}"),
             "document",
             5,
-            "no part in a decision",
+            "no rule is about",
         ),
     ];
     for (text, code, line, words) in table {
@@ -167,6 +162,89 @@ fn each_error_has_a_code_a_line_and_words() {
         assert!(first.message.contains(words), "{text}\n{found:#?}");
         assert!(found.iter().all(|finding| finding.severity == Severity::Error));
         assert_eq!(found.len(), 1, "{text}\n{found:#?}");
+    }
+}
+
+/// If this fails, a condition that cannot hold, or that nobody checks, stands in a policy.
+#[test]
+fn each_wrong_condition_has_a_code_a_line_and_words() {
+    let permission =
+        |rest: &str| format!("{HEAD}roles:\n  r:\n    - {{name: a, methods: [GET], paths: [/a], {rest}}}\n");
+    let query = |rest: &str| permission(&format!("query: {{{rest}}}"));
+    let headers = |rest: &str| permission(&format!("headers: {{{rest}}}"));
+    let bare = |rest: &str| format!("{HEAD}roles:\n  r:\n    - {{name: a, {rest}}}\n");
+    let deny = |rest: &str| format!("{HEAD}\n\ndeny: [{{name: a, {rest}}}]\n");
+    let case = |rest: &str| format!("{HEAD}\n\ntests: [{{as: any, expect: deny, {rest}}}]\n");
+    let many: Vec<_> = (0..65).map(|at| format!("p{at}")).collect();
+    let table = [
+        (query(""), "document", "query without a rule"),
+        (query("alow: [a]"), "document", "no key `alow`"),
+        (query("allow: a"), "document", "must be a list"),
+        (query("allow: ['a b']"), "bad_query", "not the name of a query parameter"),
+        (query("allow: ['%61']"), "bad_query", "not the name of a query parameter"),
+        (query("allow: [a, a]"), "duplicate", "twice"),
+        (query(&format!("allow: [{}]", many.join(", "))), "document", "more than 64"),
+        (query("require_any: []"), "document", "empty list"),
+        (query("allow: [a], require_any: [b]"), "bad_query", "not in query.allow"),
+        (query("allow: [], max: {a: 1}"), "bad_query", "not in query.allow"),
+        (query("require: {}"), "document", "names no parameter"),
+        (query("require: {a: ''}"), "bad_query", "one line of 1 to 256"),
+        (query("require: {a: 1}"), "document", "must be a string"),
+        (query("require: {a: [x, x]}"), "duplicate", "twice"),
+        (query("max: {a: -1}"), "document", "a whole number"),
+        (query("max: {a: ten}"), "document", "a whole number"),
+        (query("max: {a: 1}, require: {a: '1'}"), "document", "both a `require` and a `max`"),
+        (headers(""), "document", "names no header"),
+        (headers("Accept: [a]"), "bad_header", "not the name of a header"),
+        (headers("x_tenant: [a]"), "bad_header", "not the name of a header"),
+        (headers("accept: a"), "document", "must be a list"),
+        (headers("accept: []"), "document", "empty list"),
+        (headers("accept: ['a, b']"), "bad_header", "not one value"),
+        (headers("accept: [' a']"), "bad_header", "not one value"),
+        (headers("accept: [a, a]"), "duplicate", "twice"),
+        (headers("host: [a]"), "bad_header", "no rule can be about"),
+        (headers("connection: [close]"), "bad_header", "no rule can be about"),
+        (headers("x-forwarded-client-cert: [a]"), "bad_header", "no rule can be about"),
+        (headers("x-phiward-user: [a]"), "bad_header", "no rule can be about"),
+        (headers("x-http-method: [GET]"), "bad_header", "no rule can be about"),
+        (headers("authorization: [secret]"), "bad_header", "no rule can be about"),
+        (permission("mode: off"), "document", "mode cannot be"),
+        (
+            permission("mode: shadow").replace("kind", "mode: shadow\nkind"),
+            "document",
+            "in shadow mode already",
+        ),
+        (permission("tcp: {listeners: [x]}").replace("methods: [GET], ", ""), "document", "has no `paths`"),
+        (bare("tcp: {}"), "document", "needs the key `listeners`"),
+        (bare("tcp: {listeners: []}"), "document", "empty list"),
+        (bare("tcp: {listeners: ['a b']}"), "bad_name", "cannot be"),
+        (bare("tcp: {listeners: [a], ports: [1]}"), "document", "no key `ports`"),
+        (bare("tcp: {listeners: [a]}, hosts: [b]"), "document", "has no `hosts`"),
+        (deny("headers: {}"), "document", "names no header"),
+        (deny("mode: shadow"), "document", "without a condition"),
+        (deny("paths: [/a], tcp: {}"), "document", "no key `tcp`"),
+        (case("request: GET /, now: soon"), "document", "must be a date"),
+        (case("request: GET /, shadow: reject"), "document", "shadow cannot be"),
+        (case("request: GET /, host: 1"), "document", "must be a string"),
+        (case("request: TCP db, host: a"), "document", "no `host`"),
+        (case("request: GET /, headers: {host: [a, 1]}"), "document", "must be a string"),
+        (case("request: GET /, headers: {host: a, Host: b}"), "duplicate", "twice"),
+        (case("request: GET /, headers: {content-type: a}"), "document", "no rule is about"),
+        (case("request: GET /, headers: {host: \"a\\tb\\u00e9\"}"), "", ""),
+    ];
+    for (text, code, words) in table {
+        let found = errors(&text);
+        if code.is_empty() {
+            assert_eq!(found, [], "{text}");
+            continue;
+        }
+        let first = found.first().unwrap_or_else(|| panic!("accepted:\n{text}"));
+        assert!(
+            first.at.line == 6 || text.starts_with("apiVersion: phiward/v1\nmode") && first.at.line == 7,
+            "{text}"
+        );
+        assert_eq!((first.code, found.len()), (code, 1), "{text}\n{found:#?}");
+        assert!(first.message.contains(words), "{text}\n{found:#?}");
     }
 }
 

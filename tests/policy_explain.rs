@@ -61,6 +61,24 @@ fn every_rule_says_the_first_condition_that_does_not_hold() {
     assert_eq!(mismatches(&ask(&policy, "GET /x/1", None, 86_399))[0].2, None);
 }
 
+/// If this fails, a role that has run out looks like one that was never given.
+#[test]
+fn a_binding_that_is_not_in_force_says_since_when() {
+    let body = "roles: {soon: [{name: a, methods: [GET], paths: [/x]}], past: [{name: b, methods: [GET], paths: [/x]}], never: \
+                [{name: c, methods: [GET], paths: [/x]}]}\nbindings:\n  - {role: soon, identities: ['spiffe://d/*'], valid: {from: \
+                2026-01-01}}\n  - {role: past, identities: ['spiffe://d/w'], valid: {until: 1970-01-01}}\n";
+    let text = format!("apiVersion: phiward/v1\nkind: Policy\nmetadata: {{name: p, revision: r}}\n{body}");
+    let policy = Policy::parse(text.as_bytes()).unwrap();
+    let texts: Vec<_> =
+        mismatches(&ask(&policy, "GET /x", None, 86_400)).into_iter().map(|row| row.2.unwrap()).collect();
+    let want = [
+        "the identity has the role `soon` only from 2026-01-01T00:00:00Z on",
+        "the identity had the role `past` until 1970-01-02T00:00:00Z",
+        "the identity does not have the role `never`",
+    ];
+    assert_eq!(texts, want);
+}
+
 /// If this fails, the most common mistake, a path that is nearly right, looks like any other.
 #[test]
 fn a_path_that_is_nearly_right_is_told_apart() {

@@ -25,6 +25,7 @@ fn get(target: &str) -> RawRequest<'_> {
         more_hosts: false,
         method_override: false,
         http2: false,
+        headers: &phiward::policy::NoHeaders,
     }
 }
 

@@ -7,7 +7,7 @@ use std::hint::black_box;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use phiward::identity::SpiffeId;
-use phiward::policy::{PathRules, Policy, RawRequest, UnixSeconds, admit};
+use phiward::policy::{NoHeaders, PathRules, Policy, RawRequest, UnixSeconds, admit};
 
 use crate::headers;
 use crate::ids::IdSource;
@@ -174,6 +174,7 @@ fn raw(target: &str) -> RawRequest<'_> {
         more_hosts: false,
         method_override: false,
         http2: true,
+        headers: &NoHeaders,
     }
 }
 

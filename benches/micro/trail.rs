@@ -136,6 +136,7 @@ impl Spool {
                 reason: "rule",
                 rule: Some("read-patient"),
                 role: Some("chart-read"),
+                shadow: None,
             },
             policy: Some(&self.policy),
         })

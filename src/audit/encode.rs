@@ -71,6 +71,13 @@ impl Batch {
             m.code("reason", ev.decision.reason);
             m.text_opt("role", ev.decision.role);
             m.text_opt("rule", ev.decision.rule);
+            if let Some(shadow) = &ev.decision.shadow {
+                m.object("shadow", |m| {
+                    m.text("outcome", shadow.outcome);
+                    m.text("reason", shadow.reason);
+                    m.text_opt("rule", shadow.rule);
+                });
+            }
         });
         head.object("http", |m| http(m, &ev.http));
         let head_end = out.len();
@@ -271,6 +278,9 @@ fn http(m: &mut Members<'_>, facts: &HttpFacts<'_>) {
     m.text_opt("method", facts.method);
     if !facts.params.is_empty() {
         m.object("params", |m| params(m, facts.params));
+    }
+    if !facts.query_names.is_empty() {
+        m.texts("query_names", &facts.query_names[..facts.query_names.len().min(MAX_PARAMS)]);
     }
     m.text_opt("service", facts.service);
     if let Some(target) = facts.target_h {

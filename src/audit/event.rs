@@ -159,6 +159,8 @@ pub struct HttpFacts<'a> {
     pub params: &'a [(&'a str, Pseudonym)],
     /// The pseudonym of the target of a request that no pattern matched.
     pub target_h: Option<Pseudonym>,
+    /// The query parameters that the policy names, as far as they are there: sorted, each once.
+    pub query_names: &'a [&'a str],
     /// Outbound: the configured service that the host names.
     pub service: Option<&'a str>,
     /// `1.0`, `1.1` or `2`.
@@ -176,6 +178,19 @@ pub struct Decision<'a> {
     pub rule: Option<&'a str>,
     /// The role through which a permission was held.
     pub role: Option<&'a str>,
+    /// What would have been decided with everything in shadow enforced; absent when that is the same.
+    pub shadow: Option<ShadowFacts<'a>>,
+}
+
+/// A decision that was not enforced.
+#[derive(Debug, Clone, Copy)]
+pub struct ShadowFacts<'a> {
+    /// `allow` or `deny`.
+    pub outcome: &'static str,
+    /// A code from the closed list of reasons.
+    pub reason: &'static str,
+    /// The permission or deny rule that would have decided.
+    pub rule: Option<&'a str>,
 }
 
 /// `access.complete`: how an allowed request ended.

@@ -82,6 +82,19 @@ impl<'o> Members<'o> {
         self.out.extend_from_slice(members.as_bytes());
     }
 
+    /// A list of strings.
+    pub(crate) fn texts(&mut self, key: &'static str, values: &[&str]) {
+        self.key(key);
+        self.out.push(b'[');
+        for (at, value) in values.iter().enumerate() {
+            if at > 0 {
+                self.out.push(b',');
+            }
+            string(self.out, value);
+        }
+        self.out.extend_from_slice(b"],");
+    }
+
     /// A member whose key is not known when the program is written; the caller sees to the order.
     pub(crate) fn plain_dynamic(&mut self, key: &str, fill: impl FnOnce(&mut Vec<u8>)) {
         string(self.out, key);

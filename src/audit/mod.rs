@@ -47,7 +47,7 @@ use std::thread::JoinHandle;
 
 pub use event::{
     AccessComplete, AccessDecision, ConnFacts, ConnFragment, ConnRejected, ControlEvent, Decision, Direction,
-    HttpFacts, InstanceFacts, PolicyFragment, ResponseFacts, SubjectFacts, TlsFacts,
+    HttpFacts, InstanceFacts, PolicyFragment, ResponseFacts, ShadowFacts, SubjectFacts, TlsFacts,
 };
 pub use pseudonym::{KeyFileError, MIN_KEY_BYTES, Pseudonym, PseudonymKey};
 pub use read::{Follower, for_each};

@@ -79,6 +79,12 @@ fn decision(out: &mut String, event: &Value, paint: Paint) -> std::fmt::Result {
     write!(out, " ({}", text("/decision/reason"))?;
     optional(out, ": ", text("/decision/rule"))?;
     out.push(')');
+    let shadow = text("/decision/shadow/outcome");
+    if !shadow.is_empty() {
+        write!(out, " [in shadow: {shadow}, {}", text("/decision/shadow/reason"))?;
+        optional(out, ": ", text("/decision/shadow/rule"))?;
+        out.push(']');
+    }
     Ok(())
 }
 

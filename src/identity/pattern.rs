@@ -114,6 +114,32 @@ impl IdPattern {
         found.next().is_some() == self.rest
     }
 
+    /// One identity that matches: `x` for each wildcard.
+    pub fn example(&self) -> SpiffeId {
+        let segments = self.segments.iter().map(|segment| match segment {
+            Segment::Literal(text) => text.as_str(),
+            Segment::Any => "x",
+        });
+        let rest = if self.rest { Some("x") } else { None };
+        self.identity(segments.chain(rest))
+    }
+
+    /// The segments, none for each `*`, and whether a `**` follows.
+    pub(crate) fn parts(&self) -> (impl Iterator<Item = Option<&str>>, bool) {
+        let segments = self.segments.iter().map(|segment| match segment {
+            Segment::Literal(text) => Some(text.as_str()),
+            Segment::Any => None,
+        });
+        (segments, self.rest)
+    }
+
+    fn identity<'a>(&self, segments: impl Iterator<Item = &'a str>) -> SpiffeId {
+        let path: String = segments.flat_map(|segment| ["/", segment]).collect();
+        // Each segment was checked when the pattern was parsed, and an `x` is never longer than the `*` it stands for.
+        #[allow(clippy::expect_used)]
+        SpiffeId::parse(&format!("spiffe://{}{path}", self.trust_domain.as_str())).expect("a checked pattern")
+    }
+
     /// True when every identity that `other` matches is matched by `self` too.
     pub fn includes(&self, other: &Self) -> bool {
         let (ours, theirs) = (self.segments.len(), other.segments.len());

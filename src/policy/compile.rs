@@ -1,6 +1,6 @@
 //! The compiled policy: immutable, shared by all workers, built once a load.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use aws_lc_rs::digest;
 
@@ -8,7 +8,9 @@ use crate::identity::IdPattern;
 use crate::yaml::Mark;
 
 use super::document::{Binding, Deny, Document, Located, Permission};
+use super::headers::HeaderRule;
 use super::method::MethodSet;
+use super::params::{self, QueryRule};
 use super::pattern::PathPattern;
 use super::trie::{Builder, End, Trie};
 use super::{Finding, PathRules, UnixSeconds, document};
@@ -20,6 +22,10 @@ pub struct Policy {
     sha256_hex: String,
     /// The head of the file's digest: ties [`super::Grants`] to the policy that gave them.
     pub(super) stamp: u64,
+    /// Decides and never blocks.
+    pub(super) shadow: bool,
+    /// Some rule is in shadow.
+    pub(super) has_shadow_rules: bool,
     path_rules: PathRules,
     /// Sorted; none means any host.
     pub(super) hosts: Option<Box<[String]>>,
@@ -34,6 +40,10 @@ pub struct Policy {
     pub(super) deny_tree: Trie,
     /// Deny rules that hold for every path, sorted by group.
     pub(super) pathless: Vec<End>,
+    /// Permissions for TCP, sorted by group.
+    pub(super) tcp: Vec<End>,
+    /// The query parameters that rules are about, sorted.
+    query_names: Box<[String]>,
     pub(super) bindings: Bindings,
 }
 
@@ -47,6 +57,11 @@ pub(super) struct CompiledPermission {
     pub(super) role: u32,
     pub(super) methods: MethodSet,
     pub(super) hosts: Option<Box<[String]>>,
+    pub(super) headers: Vec<HeaderRule>,
+    pub(super) query: Option<QueryRule>,
+    /// The TCP listeners that it opens; it then has no methods and no paths.
+    pub(super) tcp: Option<Vec<String>>,
+    pub(super) shadow: bool,
     /// Its paths, as a range of templates.
     pub(super) paths: std::ops::Range<usize>,
 }
@@ -57,8 +72,12 @@ pub(super) struct CompiledDeny {
     pub(super) reason: Option<String>,
     pub(super) methods: MethodSet,
     pub(super) hosts: Option<Box<[String]>>,
+    pub(super) headers: Vec<HeaderRule>,
     pub(super) identities: Option<Vec<IdPattern>>,
     pub(super) until: Option<UnixSeconds>,
+    /// It is about nothing that a TCP stream does not have, so it denies those too.
+    pub(super) tcp: bool,
+    pub(super) shadow: bool,
     /// Its paths, as a range of templates; none means every path.
     pub(super) paths: Option<std::ops::Range<usize>>,
 }
@@ -102,11 +121,17 @@ impl Policy {
         }
         document.deny.iter().for_each(|deny| rules.deny(deny));
         rules.pathless.sort_by_key(|end| (end.group, end.rule));
+        let query = rules.permissions.iter().filter_map(|permission| permission.query.as_ref());
+        let query_names: BTreeSet<_> =
+            query.flat_map(|query| query.params()).map(|param| param.name.clone()).collect();
         Self {
             name: document.name.clone(),
             revision: document.revision.clone(),
             sha256_hex: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
             stamp,
+            shadow: document.shadow.is_some(),
+            has_shadow_rules: rules.permissions.iter().any(|rule| rule.shadow)
+                || rules.denies.iter().any(|rule| rule.shadow),
             path_rules: document.path,
             hosts,
             health: document.health.iter().map(|path| Template(path.value.clone())).collect(),
@@ -117,6 +142,8 @@ impl Policy {
             allow_tree: rules.allow_tree.build(),
             deny_tree: rules.deny_tree.build(),
             pathless: rules.pathless,
+            tcp: rules.tcp,
+            query_names: query_names.into_iter().collect(),
             bindings: Bindings::compile(&document.bindings),
         }
     }
@@ -146,6 +173,37 @@ impl Policy {
     pub fn knows_host(&self, host: &str) -> bool {
         self.hosts.as_ref().is_some_and(|hosts| names(hosts, host))
     }
+
+    /// True when it decides and never blocks (`mode: shadow`).
+    pub fn is_shadow(&self) -> bool {
+        self.shadow
+    }
+
+    /// The TCP listeners that permissions name, each once, sorted.
+    pub fn tcp_listeners(&self) -> BTreeSet<&str> {
+        let named = self.permissions.iter().filter_map(|permission| permission.tcp.as_ref());
+        named.flatten().map(String::as_str).collect()
+    }
+
+    /// Where the first permission for TCP stands.
+    pub fn tcp_at(&self) -> Option<Mark> {
+        let first = self.permissions.iter().find(|permission| permission.tcp.is_some());
+        first.map(|permission| permission.at)
+    }
+
+    /// The parameters of `query` that rules are about, each once, sorted: what may be written down of a query. Allocates
+    /// only when there are some.
+    pub fn named_params(&self, query: Option<&str>) -> Vec<&str> {
+        let mut found = Vec::new();
+        if let Some(query) = query
+            && !self.query_names.is_empty()
+        {
+            params::known_names(query, &self.query_names, &mut |at| found.push(at));
+            found.sort_unstable();
+            found.dedup();
+        }
+        found.into_iter().map(|at| self.query_names[at].as_str()).collect()
+    }
 }
 
 /// Rules while they are compiled.
@@ -156,6 +214,7 @@ struct Rules {
     allow_tree: Builder,
     deny_tree: Builder,
     pathless: Vec<End>,
+    tcp: Vec<End>,
 }
 
 // Indices fit u32: a file has at most 4 MiB.
@@ -168,26 +227,41 @@ impl Rules {
             allow_tree: Builder::new(false),
             deny_tree: Builder::new(true),
             pathless: Vec::new(),
+            tcp: Vec::new(),
         }
     }
 
     fn permission(&mut self, role: u32, permission: &Permission) {
         let rule = self.permissions.len() as u32;
         let first = self.templates.len();
-        for Located { value: pattern, .. } in &permission.paths {
-            let end =
-                End { group: role, rule, pattern: self.templates.len() as u32, methods: permission.methods };
-            self.allow_tree.insert(pattern, end);
-            self.templates.push(Template(pattern.clone()));
-        }
-        self.permissions.push(CompiledPermission {
+        let compiled = CompiledPermission {
             name: permission.name.value.clone(),
             at: permission.name.at,
             role,
             methods: permission.methods,
             hosts: permission.hosts.as_deref().map(sorted),
-            paths: first..self.templates.len(),
-        });
+            headers: permission.headers.clone(),
+            query: permission.query.clone(),
+            tcp: permission.tcp.clone(),
+            shadow: permission.shadow,
+            paths: first..first + permission.paths.len(),
+        };
+        let end = End {
+            group: role,
+            rule,
+            pattern: u32::MAX,
+            methods: compiled.methods,
+            conditional: compiled.is_conditional(),
+            shadow: compiled.shadow,
+        };
+        for Located { value: pattern, .. } in &permission.paths {
+            self.allow_tree.insert(pattern, End { pattern: self.templates.len() as u32, ..end });
+            self.templates.push(Template(pattern.clone()));
+        }
+        if compiled.tcp.is_some() {
+            self.tcp.push(end); // sorted, since roles come in their order
+        }
+        self.permissions.push(compiled);
     }
 
     fn deny(&mut self, deny: &Deny) {
@@ -195,25 +269,30 @@ impl Rules {
         let methods = deny.methods.unwrap_or(MethodSet::ALL);
         let group = if deny.identities.is_none() && deny.until.is_none() { EVERYONE } else { rule + 1 };
         let first = self.templates.len();
-        let has_paths = deny.paths.is_some();
-        for Located { value: pattern, .. } in deny.paths.iter().flatten() {
-            let end = End { group, rule, pattern: self.templates.len() as u32, methods };
-            self.deny_tree.insert(pattern, end);
-            self.templates.push(Template(pattern.clone()));
-        }
-        if !has_paths {
-            self.pathless.push(End { group, rule, pattern: u32::MAX, methods });
-        }
-        self.denies.push(CompiledDeny {
+        let paths = deny.paths.as_ref().map(|paths| first..first + paths.len());
+        let compiled = CompiledDeny {
             name: deny.name.value.clone(),
             at: deny.name.at,
             reason: deny.reason.clone(),
             methods,
             hosts: deny.hosts.as_deref().map(sorted),
+            headers: deny.headers.clone(),
             identities: deny.identities.as_ref().map(|list| list.iter().map(|id| id.value.clone()).collect()),
             until: deny.until.as_ref().map(|until| UnixSeconds(until.value)),
-            paths: has_paths.then_some(first..self.templates.len()),
-        });
+            tcp: paths.is_none() && deny.methods.is_none() && deny.hosts.is_none() && deny.headers.is_empty(),
+            shadow: deny.shadow,
+            paths,
+        };
+        let (conditional, shadow) = (compiled.is_conditional(), compiled.shadow);
+        let end = End { group, rule, pattern: u32::MAX, methods, conditional, shadow };
+        for Located { value: pattern, .. } in deny.paths.iter().flatten() {
+            self.deny_tree.insert(pattern, End { pattern: self.templates.len() as u32, ..end });
+            self.templates.push(Template(pattern.clone()));
+        }
+        if deny.paths.is_none() {
+            self.pathless.push(end);
+        }
+        self.denies.push(compiled);
     }
 }
 

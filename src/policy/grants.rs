@@ -3,7 +3,7 @@
 use crate::identity::SpiffeId;
 
 use super::UnixSeconds;
-use super::compile::{EVERYONE, Policy};
+use super::compile::{CompiledBinding, EVERYONE, Policy};
 use super::trie::End;
 
 /// What a policy says about one identity at one time. Small: two short lists.
@@ -44,16 +44,40 @@ impl Policy {
         Grants { stamp: self.stamp, roles: roles.into(), denies: denies.into(), valid_until: next.at }
     }
 
-    /// The widest rights that anyone can have: every role, and only the deny rules that concern everyone for good.
-    pub(super) fn widest_grants(&self) -> Grants {
-        let roles = (0..self.roles.len() as u32).collect();
-        Grants { stamp: self.stamp, roles, denies: [EVERYONE].into(), valid_until: None }
+    /// The bindings that name `id` and are not in force at `now`, with their role.
+    pub(super) fn dormant(&self, id: &SpiffeId, now: UnixSeconds) -> Vec<&CompiledBinding> {
+        let literal = self.bindings.literal.get(id.as_str()).into_iter().flatten().copied();
+        let wild = self.bindings.wild.iter().filter(|(pattern, _)| pattern.matches(id)).map(|(_, at)| *at);
+        let mut next = Next { now, at: None };
+        let all = literal.chain(wild).map(|at| &self.bindings.all[at as usize]);
+        all.filter(|binding| !next.in_force(binding.from, binding.until)).collect()
     }
 
-    /// The narrowest rights that anyone can have: no role, and every deny rule.
-    pub(super) fn narrowest_grants(&self) -> Grants {
-        let denies = (0..=self.denies.len() as u32).collect();
-        Grants { stamp: self.stamp, roles: [].into(), denies, valid_until: None }
+    /// The widest rights that anyone can have at `now`: every role that is bound, and only the deny rules that concern
+    /// everyone.
+    pub(super) fn widest_grants(&self, now: UnixSeconds) -> Grants {
+        let mut next = Next { now, at: None };
+        let bound = self.bindings.all.iter().filter(|binding| next.in_force(binding.from, binding.until));
+        let mut roles: Vec<_> = bound.map(|binding| binding.role).collect();
+        roles.sort_unstable();
+        roles.dedup();
+        let mut denies = vec![EVERYONE];
+        for (at, deny) in self.denies.iter().enumerate() {
+            if deny.identities.is_none() && deny.until.is_some() && next.in_force(None, deny.until) {
+                denies.push(at as u32 + 1);
+            }
+        }
+        Grants { stamp: self.stamp, roles: roles.into(), denies: denies.into(), valid_until: next.at }
+    }
+
+    /// The narrowest rights that anyone can have at `now`: no role, and every deny rule.
+    pub(super) fn narrowest_grants(&self, now: UnixSeconds) -> Grants {
+        let mut next = Next { now, at: None };
+        let in_force = |deny: &super::compile::CompiledDeny| next.in_force(None, deny.until);
+        let in_force: Vec<_> = self.denies.iter().map(in_force).collect();
+        let dated = (1..).zip(in_force).filter(|(_, in_force)| *in_force).map(|(group, _)| group);
+        let denies = std::iter::once(EVERYONE).chain(dated).collect();
+        Grants { stamp: self.stamp, roles: [].into(), denies, valid_until: next.at }
     }
 }
 

@@ -1,12 +1,14 @@
 //! What is legal in a policy and still probably a mistake: dates that have passed, grants of everything, roles of nobody.
 
 use super::document::{Document, Located};
+use super::method::MethodSet;
 use super::{Finding, UnixSeconds};
 
 /// The lints that look at one part of `document` at a time.
 pub(super) fn run(document: &Document, now: UnixSeconds) -> Vec<Finding> {
     let mut findings = Vec::new();
     dates(document, now, &mut findings);
+    shadow(document, &mut findings);
     breadth(document, &mut findings);
     unbound(document, &mut findings);
     findings
@@ -30,6 +32,16 @@ fn dates(document: &Document, now: UnixSeconds, findings: &mut Vec<Finding>) {
     }
 }
 
+fn shadow(document: &Document, findings: &mut Vec<Finding>) {
+    if let Some(at) = document.shadow {
+        let finding =
+            Finding::warning("shadow_mode", at, "this policy decides and records, and blocks nothing");
+        findings.push(
+            finding.hint("write `mode: enforce` once the trail shows no `decision.shadow` that surprises"),
+        );
+    }
+}
+
 fn breadth(document: &Document, findings: &mut Vec<Finding>) {
     if document.hosts.is_none() {
         let finding = Finding::warning(
@@ -44,6 +56,15 @@ fn breadth(document: &Document, findings: &mut Vec<Finding>) {
             let message = format!("`{}` grants every path", permission.name.value);
             findings
                 .push(Finding::warning("wide_path", path.at, message).hint("name the paths that are meant"));
+        }
+    }
+    for permission in document.roles.iter().flat_map(|role| &role.permissions) {
+        let deep = permission.paths.iter().find(|path| path.value.rest);
+        if let Some(path) = deep.filter(|_| permission.methods.includes(MethodSet::ALL)) {
+            let message =
+                format!("`{}` grants every method under `{}`", permission.name.value, path.value.as_str());
+            let finding = Finding::warning("wide_methods", permission.name.at, message);
+            findings.push(finding.hint("name the methods that are meant"));
         }
     }
     for identity in document.bindings.iter().flat_map(|binding| &binding.identities) {

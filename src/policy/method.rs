@@ -70,10 +70,17 @@ impl MethodSet {
         other.0 & !self.0 == 0
     }
 
+    /// True when some method is in both.
+    pub(crate) fn meets(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
     pub(crate) fn names(self) -> String {
-        let names: Vec<_> =
-            Method::ALL.into_iter().filter(|m| self.contains(*m)).map(Method::as_str).collect();
-        names.join(", ")
+        self.list().join(", ")
+    }
+
+    pub(crate) fn list(self) -> Vec<&'static str> {
+        Method::ALL.into_iter().filter(|m| self.contains(*m)).map(Method::as_str).collect()
     }
 }
 

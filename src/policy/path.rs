@@ -186,7 +186,7 @@ fn check_segments(path: &str, rules: &PathRules) -> Result<(), Reason> {
         }
         for piece in segment.split("%2F") {
             check_piece(piece)?;
-            check_piece(without_params(piece))?;
+            check_piece(&piece[..without_params(piece.as_bytes()).len()])?;
         }
     }
     Ok(())
@@ -202,9 +202,9 @@ fn check_piece(piece: &str) -> Result<(), Reason> {
 }
 
 /// `piece` up to its first `;`, escaped or not: what a server that knows matrix parameters takes for the name.
-pub(super) fn without_params(piece: &str) -> &str {
-    let end = piece.find(';').into_iter().chain(piece.find("%3B")).min();
-    &piece[..end.unwrap_or(piece.len())]
+pub(super) fn without_params(piece: &[u8]) -> &[u8] {
+    let begins = |at: &usize| piece[*at] == b';' || piece[*at..].starts_with(b"%3B");
+    &piece[..(0..piece.len()).find(begins).unwrap_or(piece.len())]
 }
 
 fn push_escape(out: &mut String, value: u8) {

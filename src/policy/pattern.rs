@@ -5,9 +5,11 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use super::Reason;
 use super::path::{self, PathRules, without_params};
+use super::scan::fold;
 
 /// The longest pattern, in bytes.
 const MAX_PATTERN_BYTES: usize = 1024;
@@ -20,8 +22,9 @@ const MAX_NAME_BYTES: usize = 32;
 /// A path pattern.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct PathPattern {
-    text: String,
-    pub(crate) segments: Vec<Segment>,
+    // Shared, since the compiled policy holds every pattern of the document.
+    text: Arc<str>,
+    pub(crate) segments: Arc<[Segment]>,
     /// True when it ends in `**`, which is not among `segments`.
     pub(crate) rest: bool,
 }
@@ -90,7 +93,7 @@ impl PathPattern {
             return Err(PatternError::TooLong);
         }
         check_literals(text, &segments, rules)?;
-        Ok(Self { text: text.to_owned(), segments, rest })
+        Ok(Self { text: text.into(), segments: segments.into(), rest })
     }
 
     pub(crate) fn as_str(&self) -> &str {
@@ -163,14 +166,14 @@ fn check_literals(text: &str, segments: &[Segment], rules: &PathRules) -> Result
     if text.contains('?') {
         return Err(PatternError::Query);
     }
-    let sample: String = segments
-        .iter()
-        .map(|segment| match segment {
-            Segment::Literal(text) => format!("/{text}"),
-            Segment::One(_) => "/x".to_owned(),
-        })
-        .collect();
-    let sample = if sample.is_empty() { "/".to_owned() } else { sample };
+    let mut sample = String::with_capacity(text.len() + segments.len());
+    for segment in segments {
+        sample.push('/');
+        sample.push_str(if let Segment::Literal(text) = segment { text } else { "x" });
+    }
+    if sample.is_empty() {
+        sample.push('/');
+    }
     let rules = PathRules { max_bytes: usize::MAX, ..*rules };
     match path::canonical(&sample, &rules) {
         Err(reason) => return Err(PatternError::Never(reason.describe())),
@@ -218,42 +221,10 @@ fn wide(path: &str) -> impl Iterator<Item = &str> {
 /// What a canonical path may mean to some server: itself, and, as far as the policy let them pass, with `%2F` decoded
 /// and with matrix parameters cut off.
 fn readings(path: &str) -> [String; 4] {
-    let cut = |path: &str| path.split('/').map(without_params).collect::<Vec<_>>().join("/");
+    let plain = |segment: &'_ str| segment[..without_params(segment.as_bytes()).len()].to_owned();
+    let cut = |path: &str| path.split('/').map(plain).collect::<Vec<_>>().join("/");
     let split = path.replace("%2F", "/");
     [path.to_owned(), cut(path), cut(&split), split]
-}
-
-/// A segment as the deny side compares it: every escape decoded, ASCII letters in lower case, trailing dots and spaces
-/// dropped (Windows drops them from file names). So `/fhir/$reindex` denies `/fhir/%24ReIndex.` too.
-pub(super) fn fold(segment: &str) -> Vec<u8> {
-    let mut folded = vec![0; segment.len()];
-    let length = fold_into(segment, &mut folded).unwrap_or_default(); // it fits: folding never makes longer
-    folded.truncate(length);
-    folded
-}
-
-/// As [`fold`], into `buffer`; none when it does not fit. Returns the length.
-pub(super) fn fold_into(segment: &str, buffer: &mut [u8]) -> Option<usize> {
-    let mut length = 0;
-    let mut kept = 0; // the length without trailing dots and spaces
-    let mut rest = segment.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        let escape = if byte == b'%' { path::hex_pair(tail) } else { None };
-        let value = escape.unwrap_or(byte).to_ascii_lowercase();
-        rest = if escape.is_some() { &tail[2..] } else { tail };
-        // Trailing dots are not kept, so they need no room: a long row of them must not make a segment unmatchable.
-        if let Some(place) = buffer.get_mut(length) {
-            *place = value;
-        }
-        length += 1;
-        if !matches!(value, b'.' | b' ') {
-            if length > buffer.len() {
-                return None;
-            }
-            kept = length;
-        }
-    }
-    Some(kept)
 }
 
 #[cfg(test)]

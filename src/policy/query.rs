@@ -1,5 +1,5 @@
-//! The query of a request: it is forwarded byte for byte and takes no part in matching, but it must be well formed and
-//! must not replace the method.
+//! The query of a request: it is forwarded byte for byte and takes no part in matching paths, but it must be well formed
+//! and must not replace the method. What rules say about its parameters is in `params`.
 
 use super::path::hex_pair;
 use super::{Reason, is_method_override_header};
@@ -64,7 +64,7 @@ fn is_method_override(name: &[u8]) -> bool {
 }
 
 /// Bytes with `%xy` decoded; a `%` that begins no escape stands for itself.
-struct Unescaped<I>(I);
+pub(super) struct Unescaped<I>(pub(super) I);
 
 impl<I: Iterator<Item = u8> + Clone> Iterator for Unescaped<I> {
     type Item = u8;

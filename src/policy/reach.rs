@@ -47,10 +47,13 @@ impl<'p> Search<'p> {
 
     /// A permission whose paths are all, or in part, denied to everyone for good.
     fn denied(&mut self, permission: &CompiledPermission) -> Vec<Finding> {
+        if permission.tcp.is_some() {
+            return Vec::new(); // only denied to identities, never to everyone for good
+        }
         let found: Vec<_> =
             permission.paths.clone().filter_map(|at| Some((at, self.denier(permission, at)?))).collect();
         if found.len() == permission.paths.len() {
-            let deny = &self.policy.denies[found[0].1 as usize].name; // a permission has at least one path
+            let deny = &self.policy.denies[found[0].1 as usize].name; // one for HTTP has at least one path
             let message = format!(
                 "`{}` can never allow anything: deny rules such as `{deny}` cover all of it",
                 permission.name
@@ -75,9 +78,10 @@ impl<'p> Search<'p> {
             for end in ends.iter().take_while(|end| end.group == EVERYONE) {
                 let deny = &policy.denies[end.rule as usize];
                 if self.may_compare()
+                    && !deny.shadow
                     && first.is_none_or(|first| end.rule < first)
                     && deny.methods.includes(permission.methods)
-                    && includes_hosts(deny.hosts.as_deref(), permission.hosts.as_deref())
+                    && deny.conditions_include_permission(permission)
                 {
                     first = Some(end.rule);
                 }
@@ -91,7 +95,35 @@ impl<'p> Search<'p> {
     /// A permission that an earlier one of the same role makes superfluous.
     fn shadowed(&mut self, rule: u32, permission: &CompiledPermission) -> Option<Finding> {
         let policy = self.policy;
-        let wider = self.covering_all(permission.paths.clone(), |search, path, rules| {
+        let wider = if permission.tcp.is_some() {
+            self.shadowing_tcp(rule, permission)?
+        } else {
+            self.shadowing(rule, permission)?
+        };
+        let (role, wider) =
+            (&policy.roles[permission.role as usize], &policy.permissions[wider as usize].name);
+        let message =
+            format!("`{}` adds nothing to the role `{role}`: `{wider}` grants all of it", permission.name);
+        let finding = Finding::warning("shadowed", permission.at, message);
+        Some(finding.hint("remove it, or make the earlier one narrower"))
+    }
+
+    /// The first permission for TCP before `rule` that opens all its listeners.
+    fn shadowing_tcp(&mut self, rule: u32, permission: &CompiledPermission) -> Option<u32> {
+        let policy = self.policy;
+        let first = policy.tcp.partition_point(|end| end.group < permission.role);
+        let earlier = policy.tcp[first..].iter().take_while(|end| end.rule < rule).map(|end| end.rule);
+        earlier.into_iter().find(|rule| {
+            let wider = &policy.permissions[*rule as usize];
+            let opens = |listener| wider.tcp.iter().flatten().any(|ours| ours == listener);
+            self.may_compare() && !wider.shadow && permission.tcp.iter().flatten().all(opens)
+        })
+    }
+
+    /// The first permission for HTTP before `rule` that grants all of it.
+    fn shadowing(&mut self, rule: u32, permission: &CompiledPermission) -> Option<u32> {
+        let policy = self.policy;
+        self.covering_all(permission.paths.clone(), |search, path, rules| {
             policy.allow_tree.walk_including(&policy.templates[path].0, &mut |ends| {
                 let first = ends.partition_point(|end| end.group < permission.role);
                 for end in
@@ -99,20 +131,15 @@ impl<'p> Search<'p> {
                 {
                     let wider = &policy.permissions[end.rule as usize];
                     if search.may_compare()
+                        && !wider.shadow
                         && wider.methods.includes(permission.methods)
-                        && includes_hosts(wider.hosts.as_deref(), permission.hosts.as_deref())
+                        && wider.conditions_include(permission)
                     {
                         rules.push(end.rule);
                     }
                 }
             });
-        })?;
-        let (role, wider) =
-            (&policy.roles[permission.role as usize], &policy.permissions[wider as usize].name);
-        let message =
-            format!("`{}` adds nothing to the role `{role}`: `{wider}` grants all of it", permission.name);
-        let finding = Finding::warning("shadowed", permission.at, message);
-        Some(finding.hint("remove it, or make the earlier one narrower"))
+        })
     }
 
     /// A deny rule that an earlier one makes superfluous.
@@ -175,15 +202,8 @@ fn includes_but_paths(wider: &CompiledDeny, deny: &CompiledDeny) -> bool {
     };
     lasts
         && identities
+        && !wider.shadow
         && wider.methods.includes(deny.methods)
-        && includes_hosts(wider.hosts.as_deref(), deny.hosts.as_deref())
-}
-
-/// True when a rule for the hosts `wider` holds wherever one for `hosts` does; none means any host.
-fn includes_hosts(wider: Option<&[String]>, hosts: Option<&[String]>) -> bool {
-    match (wider, hosts) {
-        (None, _) => true,
-        (Some(_), None) => false,
-        (Some(wider), Some(hosts)) => hosts.iter().all(|host| wider.contains(host)),
-    }
+        && wider.conditions_include(deny)
+        && (wider.tcp || !deny.tcp)
 }

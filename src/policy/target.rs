@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::host::Authority;
-use super::{Method, PathRules, Reason, path, query};
+use super::{Headers, Method, PathRules, Reason, path, query};
 
 /// A request's head as raw as the HTTP library gives it.
 ///
@@ -24,6 +24,8 @@ pub struct RawRequest<'a> {
     pub method_override: bool,
     /// True for HTTP/2, where the authority is `:authority`.
     pub http2: bool,
+    /// All header lines. Looked at only by rules that are about headers.
+    pub headers: &'a dyn Headers,
 }
 
 /// A request that can be decided: nothing in it is left to interpret.
@@ -39,6 +41,7 @@ pub struct Admitted<'a> {
     pub path: Cow<'a, str>,
     /// The query, to be forwarded byte for byte.
     pub query: Option<&'a str>,
+    pub(super) headers: &'a dyn Headers,
     /// The policy keeps `%2F` in this path, so deny rules look at both readings of it.
     pub(super) slashes: bool,
     /// The policy keeps `;` in this path, so deny rules look at both readings of it.
@@ -82,7 +85,7 @@ pub fn admit<'a>(raw: &RawRequest<'a>, rules: &PathRules) -> Result<Admitted<'a>
     }
     let slashes = rules.preserve_encoded_slash && path.contains("%2F");
     let params = rules.allow_matrix_params && (path.contains(';') || path.contains("%3B"));
-    Ok(Admitted { method, host, path, query, slashes, params })
+    Ok(Admitted { method, host, path, query, headers: raw.headers, slashes, params })
 }
 
 /// The one host that a request is for, in the form that is compared: all that an outbound side needs to know of a request

@@ -7,7 +7,8 @@ use std::collections::HashMap;
 
 use super::method::MethodSet;
 use super::path::without_params;
-use super::pattern::{MAX_LITERAL_BYTES, PathPattern, Segment, fold, fold_into, without_slash};
+use super::pattern::{MAX_LITERAL_BYTES, PathPattern, Segment, without_slash};
+use super::scan::{SegmentHash, find_slash, fold, fold_into, hash};
 
 const NONE: u32 = u32::MAX;
 
@@ -22,6 +23,10 @@ pub(super) struct End {
     pub(super) pattern: u32,
     /// The rule's methods, here to save a look at the rule.
     pub(super) methods: MethodSet,
+    /// The rule asks for more than a method and a path, so it must be looked at. It is not for most.
+    pub(super) conditional: bool,
+    /// The rule only says what it would do.
+    pub(super) shadow: bool,
 }
 
 /// The compiled tree.
@@ -60,7 +65,7 @@ struct Edge {
 pub(super) struct Builder {
     wide: bool,
     nodes: Vec<Growing>,
-    edges: HashMap<(u32, Vec<u8>), u32>,
+    edges: HashMap<(u32, Vec<u8>), u32, SegmentHash>,
 }
 
 #[derive(Default)]
@@ -81,7 +86,7 @@ pub(super) struct Reading {
 
 impl Builder {
     pub(super) fn new(wide: bool) -> Self {
-        Self { wide, nodes: vec![Growing::default()], edges: HashMap::new() }
+        Self { wide, nodes: vec![Growing::default()], edges: HashMap::default() }
     }
 
     pub(super) fn insert(&mut self, pattern: &PathPattern, end: End) {
@@ -160,30 +165,41 @@ impl Trie {
             Some(trimmed) if self.wide => Some(trimmed),
             _ => Some(inner),
         };
-        self.step(0, inner, reading, visit);
+        let mut buffer = [0u8; MAX_LITERAL_BYTES];
+        // Bytes from here on: each cut of a `str` would look whether it falls between two characters.
+        self.step(0, inner.map(str::as_bytes), reading, &mut buffer, visit);
     }
 
     /// Recursion is bounded by the longest pattern's segments.
-    fn step(&self, node: u32, rest: Option<&str>, reading: Reading, visit: &mut impl FnMut(&[End])) {
+    fn step(
+        &self,
+        node: u32,
+        rest: Option<&[u8]>,
+        reading: Reading,
+        buffer: &mut [u8; MAX_LITERAL_BYTES],
+        visit: &mut impl FnMut(&[End]),
+    ) {
         let node_at = self.nodes[node as usize];
         self.visit(node_at.rest, visit);
         let Some(rest) = rest else {
             return self.visit(node_at.here, visit);
         };
+        if !node_at.literals && node_at.one == NONE {
+            return;
+        }
         let (segment, rest) = reading.next(rest);
         let child = if !node_at.literals {
             None
         } else if self.wide {
-            let mut buffer = [0u8; MAX_LITERAL_BYTES];
-            fold_into(segment, &mut buffer).and_then(|length| self.literal(node, &buffer[..length]))
+            fold_into(segment, buffer).and_then(|length| self.literal(node, &buffer[..length]))
         } else {
-            self.literal(node, segment.as_bytes())
+            self.literal(node, segment)
         };
         if let Some(child) = child {
-            self.step(child, rest, reading, visit);
+            self.step(child, rest, reading, buffer, visit);
         }
         if node_at.one != NONE && !segment.is_empty() {
-            self.step(node_at.one, rest, reading, visit);
+            self.step(node_at.one, rest, reading, buffer, visit);
         }
     }
 
@@ -245,9 +261,12 @@ impl Trie {
 
 impl Reading {
     /// The first segment of `rest` and what follows its separator.
-    fn next(self, rest: &str) -> (&str, Option<&str>) {
-        let slash = rest.bytes().position(|b| b == b'/');
-        let escaped = if self.split { rest.find("%2F") } else { None };
+    fn next(self, rest: &[u8]) -> (&[u8], Option<&[u8]>) {
+        let slash = find_slash(rest);
+        if !self.split && !self.cut {
+            return slash.map_or((rest, None), |at| (&rest[..at], Some(&rest[at + 1..])));
+        }
+        let escaped = if self.split { rest.windows(3).position(|bytes| bytes == b"%2F") } else { None };
         let (segment, after) = match (slash, escaped) {
             (slash, Some(at)) if slash.is_none_or(|slash| at < slash) => (&rest[..at], Some(&rest[at + 3..])),
             (Some(at), _) => (&rest[..at], Some(&rest[at + 1..])),
@@ -255,18 +274,6 @@ impl Reading {
         };
         (if self.cut { without_params(segment) } else { segment }, after)
     }
-}
-
-fn hash(node: u32, key: &[u8]) -> u32 {
-    const K: u64 = 0x9E37_79B9_7F4A_7C15;
-    let mut state = (u64::from(node) ^ K).wrapping_mul(K) ^ key.len() as u64;
-    for chunk in key.chunks(8) {
-        let mut word = [0; 8];
-        word[..chunk.len()].copy_from_slice(chunk);
-        state = (state ^ u64::from_le_bytes(word)).wrapping_mul(K);
-        state ^= state >> 29;
-    }
-    (state.wrapping_mul(K) >> 32) as u32
 }
 
 #[cfg(test)]
@@ -296,7 +303,17 @@ mod tests {
     fn tree(wide: bool, patterns: &[PathPattern]) -> Trie {
         let mut builder = Builder::new(wide);
         for (at, pattern) in (0..).zip(patterns) {
-            builder.insert(pattern, End { group: 0, rule: at, pattern: at, methods: MethodSet::ALL });
+            builder.insert(
+                pattern,
+                End {
+                    group: 0,
+                    rule: at,
+                    pattern: at,
+                    methods: MethodSet::ALL,
+                    conditional: false,
+                    shadow: false,
+                },
+            );
         }
         builder.build()
     }

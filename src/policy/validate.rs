@@ -2,7 +2,19 @@
 
 use std::collections::HashSet;
 
-use super::{Finding, Policy, Severity, UnixSeconds, document, lint, reach, selftest};
+use crate::identity::TrustDomain;
+use crate::yaml;
+
+use super::{Finding, Policy, Severity, UnixSeconds, contradict, document, lint, reach, selftest};
+
+/// What a file is judged by besides itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Checks<'a> {
+    /// The time to judge dates by.
+    pub now: UnixSeconds,
+    /// The trust domains whose identities can reach the service; none when that is not known.
+    pub trust_domains: Option<&'a [TrustDomain]>,
+}
 
 /// What [`validate`] found.
 #[derive(Debug)]
@@ -24,14 +36,33 @@ impl Report {
     }
 }
 
+/// Reads and compiles a policy file and runs its tests, as a sidecar does before the policy is in force.
+///
+/// # Errors
+/// Every error of the file, the tests that fail as of `now` among them, in its order; never an empty list.
+pub fn load(source: &[u8], now: UnixSeconds) -> Result<Policy, Vec<Finding>> {
+    let document = document::read(source)?;
+    let policy = Policy::compile(&document, source);
+    let failures: Vec<_> =
+        selftest::run(&policy, &document, now).into_iter().filter_map(|ran| ran.failure).collect();
+    if failures.is_empty() { Ok(policy) } else { Err(failures) }
+}
+
 /// Reads a policy file, looks for what is doubtful and runs the file's tests, all as of `now`.
 pub fn validate(source: &[u8], now: UnixSeconds) -> Report {
+    validate_with(source, &Checks { now, trust_domains: None })
+}
+
+/// As [`validate`], with what is known of the sidecar that will use the file.
+pub fn validate_with(source: &[u8], checks: &Checks<'_>) -> Report {
+    let now = checks.now;
     let document = match document::read(source) {
         Ok(document) => document,
         Err(findings) => return Report { policy: None, findings, tests_run: 0, tests_failed: 0 },
     };
     let policy = Policy::compile(&document, source);
     let mut findings = lint::run(&document, now);
+    findings.extend(contradict::run(&document, &policy, now, checks.trust_domains));
     findings.extend(reach::run(&document, &policy));
     let ran = selftest::run(&policy, &document, now);
     let tests_run = ran.len();
@@ -41,6 +72,14 @@ pub fn validate(source: &[u8], now: UnixSeconds) -> Report {
         let message = format!("no test shows that the role `{}` works", role.value);
         let hint = "add a test that expects one of its permissions to allow a request";
         findings.push(Finding::warning("untested_role", role.at, message).hint(hint));
+    }
+    for (at, time) in selftest::expiring(&policy, &document, now) {
+        let message = format!(
+            "this test will fail from {} on, and the policy could not be loaded then",
+            yaml::day(time.0)
+        );
+        let hint = "give it the time that it is about, as `now`";
+        findings.push(Finding::warning("expiring_test", at, message).hint(hint));
     }
     let failures: Vec<_> = ran.into_iter().filter_map(|ran| ran.failure).collect();
     let tests_failed = failures.len();

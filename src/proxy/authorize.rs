@@ -130,7 +130,7 @@ pub(crate) fn outbound_event<'a>(
         trace_id: Some(ids.trace_id()),
         conn: &conn.fragment,
         http: HttpFacts { method: Some(method), service: Some(service), version, ..HttpFacts::default() },
-        decision: audit::Decision { outcome, reason, rule: None, role: None },
+        decision: audit::Decision { outcome, reason, rule: None, role: None, shadow: None },
         policy: None,
     }
 }
@@ -179,6 +179,9 @@ impl Arrived<'_> {
             return Err(self.refused(Refused::silent(StatusCode::FORBIDDEN)));
         }
         worker.metrics.allowed.inc();
+        if decision.is_shadow_denial() {
+            worker.metrics.shadow_denied.inc();
+        }
         Ok(self.granted(app, target_of(&admitted), Some(place), Some(recorded), admitted.method.as_str()))
     }
 
@@ -306,6 +309,7 @@ impl Arrived<'_> {
                 template: decision.template.map(policy::Template::as_str),
                 params: &params,
                 target_h,
+                query_names: &current.policy.named_params(admitted.query),
                 version: self.version,
                 service: None,
             },
@@ -314,6 +318,11 @@ impl Arrived<'_> {
                 reason: decision.reason.as_str(),
                 rule: decision.rule,
                 role: decision.role,
+                shadow: decision.shadow.map(|shadow| audit::ShadowFacts {
+                    outcome: shadow.outcome.as_str(),
+                    reason: shadow.reason.as_str(),
+                    rule: shadow.rule,
+                }),
             },
             policy: Some(&current.fragment),
         })
@@ -336,7 +345,13 @@ impl Arrived<'_> {
                 version: self.version,
                 ..HttpFacts::default()
             },
-            decision: audit::Decision { outcome: Outcome::Reject.as_str(), reason, rule: None, role: None },
+            decision: audit::Decision {
+                outcome: Outcome::Reject.as_str(),
+                reason,
+                rule: None,
+                role: None,
+                shadow: None,
+            },
             policy: Some(&current.fragment),
         }
     }
@@ -353,9 +368,16 @@ impl Arrived<'_> {
             trace_id: Some(self.ids.trace_id()),
             conn: &self.conn.fragment,
             http: HttpFacts { method: Some(method), host_h, version: self.version, ..HttpFacts::default() },
-            decision: audit::Decision { outcome, reason, rule: None, role: None },
+            decision: audit::Decision { outcome, reason, rule: None, role: None, shadow: None },
             policy: None,
         }
+    }
+}
+
+/// What the policy's rules about headers see.
+impl policy::Headers for HeaderMap {
+    fn each(&self, visit: &mut dyn FnMut(&str, &[u8])) {
+        self.iter().for_each(|(name, value)| visit(name.as_str(), value.as_bytes()));
     }
 }
 
@@ -372,6 +394,7 @@ fn raw_request<B>(request: &Request<B>) -> RawRequest<'_> {
         more_hosts: hosts.next().is_some(),
         method_override: overrides_method(headers),
         http2: request.version() == Version::HTTP_2,
+        headers,
     }
 }
 

@@ -8,6 +8,7 @@ use crate::audit::PseudonymKey;
 use crate::config::{IdentityConfig, SidecarConfig};
 use crate::identity::{FileContents, FilePaths};
 use crate::policy::{Finding, Policy};
+use crate::reload;
 use crate::tls::TlsSettings;
 use crate::yaml;
 
@@ -41,7 +42,8 @@ impl Loaded {
         let svid = &self.tls.material().svid;
         let mut lines = vec![format!("identity {}", svid.id())];
         if let Some((_, _, policy)) = &self.policy {
-            lines.push(format!("policy {} revision {}", policy.name(), policy.revision()));
+            let mode = if policy.is_shadow() { ", in shadow mode: no request is denied" } else { "" };
+            lines.push(format!("policy {} revision {}{mode}", policy.name(), policy.revision()));
         }
         if let Some(inbound) = &self.config.inbound {
             lines.push(format!("inbound {} listener(s)", inbound.listeners.len()));
@@ -57,7 +59,7 @@ impl Loaded {
 fn load_policy(path: &PathBuf) -> Result<(PathBuf, Vec<u8>, Policy), StartError> {
     let content =
         std::fs::read(path).map_err(|source| StartError::PolicyUnreadable { path: path.clone(), source })?;
-    let policy = Policy::parse(&content).map_err(|findings| {
+    let policy = reload::judge(&content).map_err(|findings| {
         let problems: Vec<yaml::Problem> = findings.iter().map(Finding::to_problem).collect();
         let text = String::from_utf8_lossy(&content);
         StartError::PolicyInvalid(yaml::render(&path.display().to_string(), &text, &problems))

@@ -17,7 +17,7 @@ mod suggest;
 pub use parse::{MAX_BYTES, MAX_DEPTH, parse};
 pub use reader::{Fields, Reader};
 pub use render::{render, render_as, render_json};
-pub use scalar::{Day, unix_seconds};
+pub use scalar::{Day, day, time, unix_seconds};
 pub(crate) use suggest::closest;
 
 /// A place in a file: line and column, both counted from 1, the column in characters.

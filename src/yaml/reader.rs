@@ -67,7 +67,7 @@ impl Reader {
             at: node.at,
             what: what.to_owned(),
             entries,
-            asked: Vec::new(),
+            asked: Vec::with_capacity(entries.len() + 8),
             refused: Vec::new(),
         })
     }

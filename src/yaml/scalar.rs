@@ -195,6 +195,18 @@ fn with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(*factor)
 }
 
+/// A point in time, in Unix seconds, as it is written in a file: `2026-12-31T18:00:00Z`.
+pub fn time(unix_seconds: i64) -> String {
+    jiff::Timestamp::from_second(unix_seconds)
+        .map_or_else(|_| unix_seconds.to_string(), |time| time.to_string())
+}
+
+/// The day (UTC) of a point in time, in Unix seconds, as it is written in a file: `2026-12-31`.
+pub fn day(unix_seconds: i64) -> String {
+    let time = jiff::Timestamp::from_second(unix_seconds);
+    time.map_or_else(|_| unix_seconds.to_string(), |time| time.strftime("%Y-%m-%d").to_string())
+}
+
 /// A point in time as Unix seconds: RFC 3339 (`2026-11-20T14:00:00Z`), or a date, which stands for `day`'s edge.
 pub fn unix_seconds(text: &str, day: Day) -> Option<i64> {
     if text.len() == 10 && shape(text, "0000-00-00") {

@@ -75,6 +75,7 @@ pub async fn try_request(recorder: &Recorder, conn: &ConnFragment, id: &str) -> 
             reason: "rule",
             rule: Some("read-patient"),
             role: Some("chart-read"),
+            shadow: None,
         },
         policy: None,
     });

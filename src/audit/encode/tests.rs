@@ -3,7 +3,7 @@
 use super::*;
 use crate::audit::chain::{Chain, Epoch, MAX_LINE, Record};
 use crate::audit::event::{
-    ConnFacts, Decision, Direction, PolicyFragment, ResponseFacts, SubjectFacts, TlsFacts,
+    ConnFacts, Decision, Direction, PolicyFragment, ResponseFacts, ShadowFacts, SubjectFacts, TlsFacts,
 };
 use crate::audit::pseudonym::PseudonymKey;
 use aws_lc_rs::digest::{SHA256, digest};
@@ -30,10 +30,18 @@ fn every_kind(text: &str) -> Batch {
         template: Some(text),
         params: &[("\u{ff61}", key), ("b", key), ("\u{10000}", key), ("a", key), ("b", key), ("a\"", key)],
         target_h: Some(key),
+        query_names: &["a", text],
         service: Some(text),
         version: "2",
     };
-    let decision = Decision { outcome: "allow", reason: "rule", rule: Some(text), role: Some(text) };
+    let shadow = ShadowFacts { outcome: "deny", reason: "deny_rule", rule: Some(text) };
+    let decision = Decision {
+        outcome: "allow",
+        reason: "rule",
+        rule: Some(text),
+        role: Some(text),
+        shadow: Some(shadow),
+    };
     let (request_id, trace_id, conn) = (text, Some(text), &conn);
     let allowed = AccessDecision {
         time_unix_ns: NOW,
@@ -47,7 +55,8 @@ fn every_kind(text: &str) -> Batch {
     batch.decision(&allowed, clock);
     let bare = ConnFragment::new(&ConnFacts { tls: None, subject: None, ..facts });
     let http = HttpFacts { version: "1.1", ..HttpFacts::default() };
-    let decision = Decision { rule: None, role: None, ..decision };
+    let shadow = Some(ShadowFacts { rule: None, ..shadow });
+    let decision = Decision { rule: None, role: None, shadow, ..decision };
     batch.decision(
         &AccessDecision { trace_id: None, conn: &bare, http, decision, policy: None, ..allowed },
         clock,

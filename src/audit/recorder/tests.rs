@@ -51,7 +51,7 @@ fn decide(reservation: &mut Reservation, outcome: &'static str) -> Recorded {
         trace_id: None,
         conn: &fragment(),
         http: HttpFacts { version: "2", ..HttpFacts::default() },
-        decision: Decision { outcome, reason: "rule", rule: None, role: None },
+        decision: Decision { outcome, reason: "rule", rule: None, role: None, shadow: None },
         policy: None,
     })
 }

@@ -32,7 +32,7 @@ fn record(recorder: &Recorder) -> Result<Recorded, Unavailable> {
         trace_id: None,
         conn: &ConnFragment::new(&facts),
         http: HttpFacts { version: "2", ..HttpFacts::default() },
-        decision: Decision { outcome: "allow", reason: "rule", rule: None, role: None },
+        decision: Decision { outcome: "allow", reason: "rule", rule: None, role: None, shadow: None },
         policy: None,
     }))
 }

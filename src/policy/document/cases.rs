@@ -1,13 +1,13 @@
 //! The tests that a policy file carries.
 
 use crate::identity::SpiffeId;
-use crate::yaml::{Node, closest};
+use crate::yaml::{Day, Mark, Node, closest};
 
 use super::super::request::Request;
-use super::super::{Finding, Outcome, Reason};
+use super::super::{Finding, Outcome, Reason, UnixSeconds};
 use super::MAX_RULES;
+use super::conditions::test_headers;
 use super::part::Parts;
-use crate::yaml::Mark;
 
 /// One test: a request, who makes it, and what must come of it.
 #[derive(Debug)]
@@ -15,7 +15,11 @@ pub(in crate::policy) struct Case {
     pub(in crate::policy) at: Mark,
     pub(in crate::policy) subject: Subject,
     pub(in crate::policy) request: Request,
+    /// When it is made; none means now.
+    pub(in crate::policy) now: Option<UnixSeconds>,
     pub(in crate::policy) expect: Outcome,
+    /// What must come of it when rules in shadow count too.
+    pub(in crate::policy) shadow: Option<Outcome>,
     pub(in crate::policy) rule: Option<String>,
     pub(in crate::policy) reason: Option<Reason>,
 }
@@ -43,16 +47,38 @@ fn case(parts: &Parts<'_>, node: &Node) -> Option<Case> {
     let mut fields = reader.fields(node, "a test")?;
     let subject = fields.required("as").and_then(|node| subject(parts, node));
     let mut request = fields.required("request").and_then(|node| request(parts, node));
-    if let (Some(headers), Some(request)) = (fields.optional("headers"), &mut request) {
-        add_headers(parts, headers, request);
+    if let (Some(node), Some(request)) = (fields.optional("headers"), &mut request) {
+        test_headers(parts, node, |name, value| request.add_header(name, value));
     }
+    if let (Some(node), Some(request)) = (fields.optional("host"), &mut request)
+        && let Some(host) = reader.string(node, "host")
+    {
+        request.add_header("host", host);
+    }
+    if request.as_ref().is_some_and(|request| request.tcp_listener().is_some()) {
+        for entry in ["headers", "host"].into_iter().filter_map(|key| fields.entry(key)) {
+            let message = format!("a test of TCP has no `{}`", entry.key);
+            reader.problem_with_hint(entry.at, message, "leave it out; a TCP stream has none");
+        }
+    }
+    let now = fields.optional("now").map(|node| reader.time(node, "now", Day::Start).map(UnixSeconds));
     let words = [Outcome::Allow, Outcome::Deny, Outcome::Reject].map(|outcome| (outcome.as_str(), outcome));
     let expect = fields.required("expect").and_then(|node| reader.one_of(node, "expect", &words));
+    let shadow = fields.optional("shadow").and_then(|node| reader.one_of(node, "shadow", &words[..2]));
     let rule = fields.optional("rule").and_then(|node| parts.name(node, "rule")).map(|name| name.value);
     let reason = fields.optional("reason").and_then(|node| reason(parts, node, expect));
     fields.unsupported("claims", "leave it out; tokens are not checked");
     fields.finish();
-    Some(Case { at: node.at, subject: subject?, request: request?, expect: expect?, rule, reason })
+    Some(Case {
+        at: node.at,
+        subject: subject?,
+        request: request?,
+        now: now.map_or(Some(None), |now| now.map(Some))?,
+        expect: expect?,
+        shadow,
+        rule,
+        reason,
+    })
 }
 
 fn subject(parts: &Parts<'_>, node: &Node) -> Option<Subject> {
@@ -78,20 +104,10 @@ fn request(parts: &Parts<'_>, node: &Node) -> Option<Request> {
         parts.reader.problem_with_hint(
             node.at,
             "request must be a method and a target",
-            "write it as GET /path?query",
+            "write it as GET /path?query, or TCP and a listener's name",
         );
     }
     request
-}
-
-fn add_headers(parts: &Parts<'_>, node: &Node, request: &mut Request) {
-    for entry in parts.reader.entries(node, "headers").unwrap_or_default() {
-        let Some(value) = parts.reader.string(&entry.value, "a header") else { continue };
-        if !request.add_header(&entry.key, value) {
-            let message = format!("the header `{}` has no part in a decision of this version", entry.key);
-            parts.reader.problem_with_hint(entry.at, message, "leave it out");
-        }
-    }
 }
 
 fn reason(parts: &Parts<'_>, node: &Node, expect: Option<Outcome>) -> Option<Reason> {

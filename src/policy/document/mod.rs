@@ -4,13 +4,16 @@
 //! rule. What the parts mean together is compiled elsewhere.
 
 mod cases;
+mod conditions;
 mod part;
 mod rules;
 
 use crate::identity::IdPattern;
 use crate::yaml::{self, Day, Mark, Node, Reader};
 
+use super::headers::HeaderRule;
 use super::method::MethodSet;
+use super::params::QueryRule;
 use super::pattern::PathPattern;
 use super::{Finding, PathRules};
 use part::Parts;
@@ -35,6 +38,8 @@ pub(super) struct Document {
     /// The last moment before the review is overdue, in Unix seconds.
     pub(super) review_due: Option<Located<i64>>,
     pub(super) at: Mark,
+    /// Where `mode: shadow` stands.
+    pub(super) shadow: Option<Mark>,
     pub(super) hosts: Option<Vec<Located<String>>>,
     pub(super) health: Vec<Located<PathPattern>>,
     pub(super) path: PathRules,
@@ -55,9 +60,16 @@ pub(super) struct Role {
 #[derive(Debug)]
 pub(super) struct Permission {
     pub(super) name: Located<String>,
+    /// Empty when it is about TCP.
     pub(super) methods: MethodSet,
+    /// Empty when it is about TCP.
     pub(super) paths: Vec<Located<PathPattern>>,
     pub(super) hosts: Option<Vec<Located<String>>>,
+    pub(super) headers: Vec<HeaderRule>,
+    pub(super) query: Option<QueryRule>,
+    /// The TCP listeners that it opens, instead of methods and paths.
+    pub(super) tcp: Option<Vec<String>>,
+    pub(super) shadow: bool,
 }
 
 /// Who has a role, and when.
@@ -77,9 +89,11 @@ pub(super) struct Deny {
     pub(super) paths: Option<Vec<Located<PathPattern>>>,
     pub(super) methods: Option<MethodSet>,
     pub(super) hosts: Option<Vec<Located<String>>>,
+    pub(super) headers: Vec<HeaderRule>,
     pub(super) identities: Option<Vec<Located<IdPattern>>>,
     pub(super) until: Option<Located<i64>>,
     pub(super) reason: Option<String>,
+    pub(super) shadow: bool,
 }
 
 /// Reads a policy file.
@@ -100,6 +114,31 @@ pub(super) fn read(source: &[u8]) -> Result<Document, Vec<Finding>> {
     }
 }
 
+/// Reads a file that holds tests alone: `kind: PolicyTests`.
+pub(super) fn read_tests(source: &[u8]) -> Result<Vec<Case>, Vec<Finding>> {
+    let root = yaml::parse(source).map_err(|problem| vec![Finding { code: "yaml", ..problem.into() }])?;
+    let reader = Reader::new();
+    let mut parts = Parts::new(&reader);
+    parts.any_header = true;
+    let cases = read_tests_root(&mut parts, &root);
+    let mut findings = parts.into_findings();
+    findings.extend(reader.into_problems().into_iter().map(Finding::from));
+    findings.sort_by_key(|finding| finding.at);
+    if findings.is_empty() { Ok(cases.unwrap_or_default()) } else { Err(findings) }
+}
+
+fn read_tests_root(parts: &mut Parts<'_>, root: &Node) -> Option<Vec<Case>> {
+    let reader = parts.reader;
+    let mut fields = reader.fields(root, "the file of tests")?;
+    let version = fields.required("apiVersion");
+    version.and_then(|node| reader.one_of(node, "apiVersion", &[("phiward/v1", ())]));
+    let kind = fields.required("kind");
+    kind.and_then(|node| reader.one_of(node, "kind", &[("PolicyTests", ())]));
+    let cases = fields.required("tests").and_then(|node| cases::cases(parts, node));
+    fields.finish();
+    cases
+}
+
 fn read_root(parts: &mut Parts<'_>, root: &Node) -> Option<Document> {
     let reader = parts.reader;
     let mut fields = reader.fields(root, "the policy")?;
@@ -108,9 +147,9 @@ fn read_root(parts: &mut Parts<'_>, root: &Node) -> Option<Document> {
     let kind = fields.required("kind");
     kind.and_then(|node| reader.one_of(node, "kind", &[("Policy", ())]));
     let metadata = fields.required("metadata").and_then(|node| metadata(parts, node));
-    if let Some(node) = fields.optional("mode") {
-        mode(reader, node);
-    }
+    let words = [("enforce", false), ("shadow", true)];
+    let mode = fields.optional("mode").filter(|node| reader.one_of(node, "mode", &words) == Some(true));
+    parts.shadow = mode.is_some();
     // Before everything that has paths: it says which are legal.
     if let Some(node) = fields.optional("path") {
         parts.path = path_rules(reader, node);
@@ -131,6 +170,7 @@ fn read_root(parts: &mut Parts<'_>, root: &Node) -> Option<Document> {
         revision,
         review_due,
         at: root.at,
+        shadow: mode.map(|node| node.at),
         hosts: service.hosts,
         health: service.health,
         path: parts.path,
@@ -139,13 +179,6 @@ fn read_root(parts: &mut Parts<'_>, root: &Node) -> Option<Document> {
         deny: deny.unwrap_or_default(),
         cases: cases.unwrap_or_default(),
     })
-}
-
-fn mode(reader: &Reader, node: &Node) {
-    if reader.one_of(node, "mode", &[("enforce", false), ("shadow", true)]) == Some(true) {
-        let hint = "write `mode: enforce` or leave it out";
-        reader.problem_with_hint(node.at, "`mode: shadow` is not supported by this version of phiward", hint);
-    }
 }
 
 type Metadata = (String, String, Option<Located<i64>>);

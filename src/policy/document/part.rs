@@ -1,6 +1,6 @@
 //! The small parts that rules are made of: names, labels, methods, paths, hosts, identities.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::hash::Hash;
 
@@ -15,6 +15,8 @@ use super::Located;
 
 const MAX_NAME_BYTES: usize = 64;
 const MAX_LABEL_BYTES: usize = 256;
+/// How many findings of one file are kept; a file with more is wrong in a way that the first hundred show.
+const MAX_FINDINGS: usize = 100;
 
 /// Reads parts and collects the findings that have a code of their own; the others go to the reader.
 pub(super) struct Parts<'r> {
@@ -22,16 +24,36 @@ pub(super) struct Parts<'r> {
     pub(super) path: PathRules,
     /// The names of `service.hosts`, once they are known.
     pub(super) hosts: Option<HashSet<String>>,
+    /// The whole policy is in shadow mode.
+    pub(super) shadow: bool,
+    /// The headers that rules are about.
+    pub(super) headers: RefCell<HashSet<String>>,
+    /// Some rule is about the query.
+    pub(super) query: Cell<bool>,
+    /// The rules are in other files, so any header may have a part in a test.
+    pub(super) any_header: bool,
     findings: RefCell<Vec<Finding>>,
 }
 
 impl<'r> Parts<'r> {
     pub(super) fn new(reader: &'r Reader) -> Self {
-        Self { reader, path: PathRules::default(), hosts: None, findings: RefCell::default() }
+        Self {
+            reader,
+            path: PathRules::default(),
+            hosts: None,
+            shadow: false,
+            headers: RefCell::default(),
+            query: Cell::default(),
+            any_header: false,
+            findings: RefCell::default(),
+        }
     }
 
     pub(super) fn report(&self, finding: Finding) {
-        self.findings.borrow_mut().push(finding);
+        let mut findings = self.findings.borrow_mut();
+        if findings.len() < MAX_FINDINGS {
+            findings.push(finding);
+        }
     }
 
     pub(super) fn into_findings(self) -> Vec<Finding> {
@@ -145,15 +167,20 @@ impl<'r> Parts<'r> {
     }
 
     /// The items of a list that is not empty and has nothing twice, with their places.
-    fn distinct<K: Eq + Hash + std::fmt::Display, T>(
+    pub(super) fn distinct<K: Eq + Hash + std::fmt::Display, T>(
         &self,
         node: &Node,
         what: &str,
         read: impl Fn(&Node) -> Option<(K, T)>,
     ) -> Option<Vec<Located<T>>> {
-        let mut seen = HashSet::new();
-        let mut items = Vec::new();
-        for item in self.reader.nonempty_list(node, what)? {
+        let nodes = self.reader.nonempty_list(node, what)?;
+        let mut items = Vec::with_capacity(nodes.len());
+        if let [only] = nodes {
+            items.extend(read(only).map(|(_, value)| Located { at: only.at, value })); // as in most lists
+            return Some(items);
+        }
+        let mut seen = HashSet::with_capacity(nodes.len());
+        for item in nodes {
             let Some((key, value)) = read(item) else { continue };
             if seen.contains(&key) {
                 self.repeated(item, &key, what);

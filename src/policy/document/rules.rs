@@ -2,9 +2,10 @@
 
 use std::collections::HashSet;
 
-use crate::yaml::{Day, Node, closest};
+use crate::yaml::{Day, Node, Value, closest};
 
 use super::super::Finding;
+use super::conditions;
 use super::part::{Parts, is_name};
 use super::{Binding, Deny, Located, MAX_RULES, Permission, Role};
 
@@ -27,9 +28,10 @@ pub(super) fn roles(parts: &Parts<'_>, node: &Node) -> Option<Vec<Role>> {
         if !within_bounds(parts, node, "permissions", count) {
             return None;
         }
-        let mut seen = HashSet::new();
+        let mut seen = HashSet::with_capacity(items.len());
+        let each = format!("a permission of {what}");
         let permissions: Vec<_> =
-            items.iter().filter_map(|item| permission(parts, item, &what, &mut seen)).collect();
+            items.iter().filter_map(|item| permission(parts, item, (&what, &each), &mut seen)).collect();
         roles.push(Role { name: Located { at: entry.at, value: entry.key.clone() }, permissions });
     }
     Some(roles)
@@ -42,36 +44,69 @@ fn within_bounds(parts: &Parts<'_>, node: &Node, what: &str, count: usize) -> bo
     count <= MAX_RULES
 }
 
-fn permission(parts: &Parts<'_>, node: &Node, role: &str, seen: &mut HashSet<String>) -> Option<Permission> {
-    let mut fields = parts.reader.fields(node, &format!("a permission of {role}"))?;
+fn permission<'n>(
+    parts: &Parts<'_>,
+    node: &'n Node,
+    (role, what): (&str, &str),
+    seen: &mut HashSet<&'n str>,
+) -> Option<Permission> {
+    let mut fields = parts.reader.fields(node, what)?;
     let name = fields.required("name").and_then(|node| unique_name(parts, node, role, seen));
-    let unsupported = ["query", "headers", "tcp", "fhir", "when", "max_response_bytes"];
+    let shadow = fields.optional("mode").is_some_and(|node| conditions::shadow(parts, node));
+    let unsupported = ["fhir", "when", "max_response_bytes"];
     let refused = unsupported.into_iter().filter(|key| fields.unsupported(key, NOT_YET)).count();
+    if let Some(node) = fields.optional("tcp") {
+        let tcp = conditions::tcp(parts, node);
+        for key in ["methods", "paths", "hosts", "headers", "query"] {
+            if let Some(entry) = fields.entry(key) {
+                let message = format!("a permission for TCP has no `{key}`");
+                let hint = "a TCP stream has none of these; give HTTP a permission of its own";
+                parts.reader.problem_with_hint(entry.at, message, hint);
+            }
+        }
+        fields.finish();
+        return Some(Permission { tcp: Some(tcp?), shadow, ..Permission::bare(name?) });
+    }
     // Such a permission may well have neither methods nor paths; one error is enough.
     let mut field = |key| if refused > 0 { fields.optional(key) } else { fields.required(key) };
     let (methods, paths) = (field("methods"), field("paths"));
     let methods = methods.and_then(|node| parts.methods(node, "methods"));
     let paths = paths.and_then(|node| parts.paths(node, "paths"));
     let hosts = fields.optional("hosts").map(|node| parts.hosts(node, "hosts"));
+    let headers = fields.optional("headers").and_then(|node| conditions::headers(parts, node));
+    let query = fields.optional("query").and_then(|node| conditions::query(parts, node));
     fields.finish();
-    // A list of hosts that could not be read must not become "any host"; the file is refused in that case anyway.
+    // Conditions that could not be read must not become "any"; the file is refused in that case anyway.
     Some(Permission {
-        name: name?,
         methods: methods?,
         paths: paths?,
         hosts: hosts.map(Option::unwrap_or_default),
+        headers: headers.unwrap_or_default(),
+        query,
+        shadow,
+        ..Permission::bare(name?)
     })
 }
 
-fn unique_name(
+impl Permission {
+    /// One that is about nothing yet.
+    fn bare(name: Located<String>) -> Self {
+        let (methods, paths) = Default::default();
+        Self { name, methods, paths, hosts: None, headers: Vec::new(), query: None, tcp: None, shadow: false }
+    }
+}
+
+fn unique_name<'n>(
     parts: &Parts<'_>,
-    node: &Node,
+    node: &'n Node,
     within: &str,
-    seen: &mut HashSet<String>,
+    seen: &mut HashSet<&'n str>,
 ) -> Option<Located<String>> {
     let name = parts.name(node, "name")?;
-    if !seen.insert(name.value.clone()) {
-        parts.repeated(node, &name.value, within);
+    if let Value::Scalar { text, .. } = &node.value
+        && !seen.insert(text)
+    {
+        parts.repeated(node, text, within);
     }
     Some(name)
 }
@@ -153,7 +188,7 @@ pub(super) fn denies(parts: &Parts<'_>, node: &Node) -> Option<Vec<Deny>> {
     Some(items.iter().filter_map(|item| deny(parts, item, &mut seen)).collect())
 }
 
-fn deny(parts: &Parts<'_>, node: &Node, seen: &mut HashSet<String>) -> Option<Deny> {
+fn deny<'n>(parts: &Parts<'_>, node: &'n Node, seen: &mut HashSet<&'n str>) -> Option<Deny> {
     let mut fields = parts.reader.fields(node, "a deny rule")?;
     let name = fields.required("name").and_then(|node| unique_name(parts, node, "deny", seen));
     let paths = fields.optional("paths").map(|node| parts.paths(node, "paths"));
@@ -161,12 +196,15 @@ fn deny(parts: &Parts<'_>, node: &Node, seen: &mut HashSet<String>) -> Option<De
     let hosts = fields.optional("hosts").map(|node| parts.hosts(node, "hosts"));
     let identities = fields.optional("identities").map(|node| parts.identities(node, "identities"));
     let until = fields.optional("until").and_then(|node| until(parts, node, "until"));
+    let headers = fields.optional("headers").map(|node| conditions::headers(parts, node));
     let reason = fields.optional("reason").and_then(|node| parts.label(node, "reason"));
-    for key in ["fhir", "headers", "query", "overridable"] {
+    let shadow = fields.optional("mode").is_some_and(|node| conditions::shadow(parts, node));
+    for key in ["fhir", "query", "overridable"] {
         fields.unsupported(key, "leave it out; a deny rule must not hold a condition that is not checked");
     }
-    if paths.is_none() && methods.is_none() && hosts.is_none() && identities.is_none() {
-        let hint = "give it at least one of: paths, methods, hosts, identities";
+    let unconditional = paths.is_none() && methods.is_none() && hosts.is_none() && headers.is_none();
+    if unconditional && identities.is_none() {
+        let hint = "give it at least one of: paths, methods, hosts, headers, identities";
         parts.reader.problem_with_hint(
             fields.at(),
             "a deny rule without a condition would deny everything",
@@ -180,8 +218,10 @@ fn deny(parts: &Parts<'_>, node: &Node, seen: &mut HashSet<String>) -> Option<De
         paths: paths.map(Option::unwrap_or_default),
         methods: methods.map(Option::unwrap_or_default),
         hosts: hosts.map(Option::unwrap_or_default),
+        headers: headers.flatten().unwrap_or_default(),
         identities: identities.map(Option::unwrap_or_default),
         until,
         reason,
+        shadow,
     })
 }

@@ -14,7 +14,6 @@ use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{CONNECTION_WINDOW, STREAM_WINDOW, ping, pump};
-use crate::config::Limits;
 use crate::proxy::body::Inflow;
 use crate::proxy::context::ConnContext;
 use crate::proxy::forward::forward;
@@ -30,10 +29,11 @@ pub(crate) struct Serving<T> {
 ///
 /// # Errors
 /// It did not come, or was none.
-pub(crate) async fn accept<T>(conn: Rc<ConnContext>, io: T, limits: &Limits) -> Result<Serving<T>, h2::Error>
+pub(crate) async fn accept<T>(conn: Rc<ConnContext>, io: T) -> Result<Pin<Box<Serving<T>>>, h2::Error>
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
+    let limits = &conn.worker.limits;
     let mut connection = Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -42,7 +42,7 @@ where
         .handshake(io)
         .await?;
     let unanswered = Box::pin(ping::unanswered(connection.ping_pong()));
-    Ok(Serving { conn, connection, unanswered })
+    Ok(Box::pin(Serving { conn, connection, unanswered }))
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Serving<T> {
