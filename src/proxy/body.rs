@@ -12,8 +12,8 @@ use h2::{Reason, RecvStream};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use super::endpoint::Lease;
 use super::exchange::Exchange;
-use super::upstream::Lease;
 
 /// A body as it comes in, by either protocol.
 pub(crate) enum Inflow {

@@ -18,12 +18,13 @@ use http_body::Body;
 use super::authorize::{Granted, authorize};
 use super::body::{Inflow, ReplyBody, RequestBody};
 use super::context::{ConnContext, Direction};
+use super::endpoint::Lease;
 use super::exchange::Exchange;
 use super::headers::{self, TRACEPARENT, Told};
 use super::outcome::Failure;
 use super::reply::{self, Reader};
 use super::upgrade::{self, Switch};
-use super::upstream::{Lease, Protocol, Upstream};
+use super::upstream::{Protocol, Upstream};
 use crate::audit::Recorded;
 
 /// Serves one request that came over `conn`. Never fails: what goes wrong becomes a reply.

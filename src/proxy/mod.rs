@@ -10,6 +10,7 @@ mod clock;
 mod connection;
 mod context;
 mod dial;
+mod endpoint;
 mod exchange;
 mod forward;
 mod hangup;

@@ -18,10 +18,10 @@ use tokio::time::Instant;
 use super::authorize::revoked;
 use super::body::{Inflow, ReplyBody};
 use super::context::ConnContext;
+use super::endpoint::Lease;
 use super::exchange::Exchange;
 use super::headers;
 use super::outcome::{ACCESS_REVOKED, Failure, PEER_EXPIRED};
-use super::upstream::Lease;
 
 /// A client's wish to switch protocols, with its half of the connection to come.
 pub(crate) struct Switch {

@@ -1,0 +1,263 @@
+//! One address of an upstream: this worker's connections to it, and a request's hold on one of them.
+//!
+//! Owns which connection carries what, and gives it back when the response has been read to its end. Which address a request
+//! goes to, and what happens when it fails, is [`super::upstream`]'s.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1};
+use tokio::sync::MutexGuard;
+use tokio::time::Instant;
+
+use super::body::{Inflow, RequestBody};
+use super::clock::Clock;
+use super::dial::{Life, Sender};
+use super::http2;
+
+/// One address of an upstream and this worker's connections to it.
+pub(crate) struct Endpoint {
+    addr: SocketAddr,
+    clock: Rc<Clock>,
+    in_flight: Cell<u32>,
+    /// After a failed connect, left alone until then unless there is no other.
+    rest_until: Cell<Option<Instant>>,
+    failures: Cell<u32>,
+    idle_h1: RefCell<Vec<H1>>,
+    h2: RefCell<Vec<Rc<H2>>>,
+    dialing: tokio::sync::Mutex<()>,
+}
+
+struct H1 {
+    sender: http1::SendRequest<RequestBody>,
+    life: Life,
+    idle_since: Instant,
+}
+
+struct H2 {
+    connection: http2::Connection,
+    life: Life,
+    in_flight: Cell<u32>,
+    last_used: Cell<Instant>,
+}
+
+/// A request's hold on the connection that carries it; released when the response has been read to its end.
+pub(crate) struct Lease {
+    endpoint: Rc<Endpoint>,
+    held: Held,
+}
+
+enum Held {
+    H1(H1),
+    /// And what still uploads when the response has come.
+    H2(Rc<H2>, Option<http2::Upload>),
+    /// Given back, or torn from a lease that ends.
+    Nothing,
+}
+
+/// A request on its way, and the connection that carries it.
+pub(crate) struct Sent {
+    lease: Lease,
+    answer: Answer,
+}
+
+enum Answer {
+    /// Boxed, because hyper's type for it has no name.
+    H1(Pin<Box<dyn Future<Output = Http1Answer>>>),
+    H2(http2::Reply),
+    Unsent(http2::Unsent),
+}
+
+type Http1Answer = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
+
+/// No response: with the request itself where it provably never left.
+pub(crate) struct Unanswered(pub(crate) Option<Box<Request<RequestBody>>>);
+
+const REST_FIRST: Duration = Duration::from_millis(100);
+const REST_MOST: Duration = Duration::from_secs(5);
+
+impl Endpoint {
+    pub(crate) fn new(addr: SocketAddr, clock: Rc<Clock>) -> Rc<Self> {
+        Rc::new(Self {
+            addr,
+            clock,
+            in_flight: Cell::new(0),
+            rest_until: Cell::new(None),
+            failures: Cell::new(0),
+            idle_h1: RefCell::default(),
+            h2: RefCell::default(),
+            dialing: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Requests on their way or being answered.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.in_flight.get()
+    }
+
+    /// Until when it is better left alone, if that is not over.
+    pub(crate) fn rests_until(&self, now: Instant) -> Option<Instant> {
+        self.rest_until.get().filter(|until| *until > now)
+    }
+
+    /// Held by who makes a connection that others may wait to share.
+    pub(crate) async fn turn_to_dial(&self) -> MutexGuard<'_, ()> {
+        self.dialing.lock().await
+    }
+
+    /// An HTTP/1.1 connection that waits for a request: the last one in, which is the least likely to be closed by the other
+    /// side. Those that are of no more use are dropped as they are met, and the rest of them by [`Endpoint::sweep`]: to look at
+    /// all each time would make a request cost more the more connections there are.
+    pub(crate) fn idle(self: &Rc<Self>, generation: u64, now: Instant) -> Option<Lease> {
+        let mut idle = self.idle_h1.borrow_mut();
+        for at in (0..idle.len()).rev() {
+            let conn = &idle[at];
+            if conn.sender.is_closed() || !conn.life.usable(generation, now) {
+                idle.remove(at);
+            } else if conn.sender.is_ready() {
+                // One whose request body is still on its way out is not.
+                return Some(Lease::new(self.clone(), Held::H1(idle.remove(at))));
+            }
+        }
+        None
+    }
+
+    /// The HTTP/2 connection with the fewest requests on it, and fewer than `most`.
+    pub(crate) fn shared(self: &Rc<Self>, generation: u64, now: Instant, most: u32) -> Option<Lease> {
+        let mut live = self.h2.borrow_mut();
+        live.retain(|c| !c.connection.is_closed() && c.life.usable(generation, now));
+        let roomy = live.iter().filter(|c| c.in_flight.get() < most);
+        let least = roomy.min_by_key(|c| c.in_flight.get())?.clone();
+        Some(Lease::new(self.clone(), Held::H2(least, None)))
+    }
+
+    /// A new connection, and the request that it was made for.
+    pub(crate) fn connected(self: Rc<Self>, sender: Sender, life: Life, now: Instant) -> Lease {
+        self.failures.set(0);
+        self.rest_until.set(None);
+        let held = match sender {
+            Sender::H1(sender) => Held::H1(H1 { sender, life, idle_since: now }),
+            Sender::H2(connection) => {
+                let conn =
+                    Rc::new(H2 { connection, life, in_flight: Cell::new(0), last_used: Cell::new(now) });
+                self.h2.borrow_mut().push(conn.clone());
+                Held::H2(conn, None)
+            }
+        };
+        Lease::new(self, held)
+    }
+
+    /// No connection could be made: it is left alone for a while, and longer each time.
+    pub(crate) fn rest(&self, now: Instant) {
+        let failures = self.failures.get();
+        self.failures.set(failures.saturating_add(1));
+        self.rest_until.set(Some(now + (REST_FIRST * 2u32.pow(failures.min(6))).min(REST_MOST)));
+    }
+
+    /// Closes connections that carried nothing for as long as `idle` or may carry nothing more.
+    pub(crate) fn sweep(&self, generation: u64, now: Instant, idle: Duration) {
+        let old = |since: Instant| now.duration_since(since) >= idle;
+        self.idle_h1
+            .borrow_mut()
+            .retain(|c| !c.sender.is_closed() && c.life.usable(generation, now) && !old(c.idle_since));
+        self.h2.borrow_mut().retain(|c| {
+            let closing = c.connection.is_closed() || !c.life.usable(generation, now);
+            !(closing || c.in_flight.get() == 0 && old(c.last_used.get()))
+        });
+    }
+}
+
+impl Sent {
+    /// The lease, once the response is there.
+    pub(crate) fn answered(self) -> Lease {
+        let Self { mut lease, answer } = self;
+        if let (Held::H2(_, upload), Answer::H2(reply)) = (&mut lease.held, answer) {
+            *upload = reply.into_upload();
+        }
+        lease
+    }
+}
+
+impl Future for Sent {
+    type Output = Result<Response<Inflow>, Unanswered>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(match &mut self.answer {
+            Answer::H1(answer) => match ready!(answer.as_mut().poll(cx)) {
+                Ok(response) => Ok(response.map(Inflow::Whole)),
+                Err(mut error) => Err(Unanswered(error.take_message().map(Box::new))),
+            },
+            Answer::H2(answer) => ready!(Pin::new(answer).poll(cx)).map_err(|_| Unanswered(None)),
+            Answer::Unsent(http2::Unsent(request)) => Err(Unanswered(request.take())),
+        })
+    }
+}
+
+impl Lease {
+    fn new(endpoint: Rc<Endpoint>, held: Held) -> Self {
+        endpoint.in_flight.set(endpoint.in_flight.get() + 1);
+        if let Held::H2(conn, _) = &held {
+            conn.in_flight.set(conn.in_flight.get() + 1);
+        }
+        Self { endpoint, held }
+    }
+
+    /// Hands `request` to the connection.
+    pub(crate) fn send(mut self, request: Request<RequestBody>) -> Sent {
+        let answer: Answer = match &mut self.held {
+            Held::H1(conn) => Answer::H1(Box::pin(conn.sender.try_send_request(request))),
+            Held::H2(conn, _) => conn.connection.send(request).map_or_else(Answer::Unsent, Answer::H2),
+            Held::Nothing => unreachable!("only release() empties a lease, and it consumes it"),
+        };
+        Sent { lease: self, answer }
+    }
+
+    /// When the peer's certificate runs out.
+    pub(crate) fn ends_at(&self) -> Option<Instant> {
+        match &self.held {
+            Held::H1(conn) => conn.life.ends_at(),
+            Held::H2(conn, _) => conn.life.ends_at(),
+            Held::Nothing => None,
+        }
+    }
+
+    /// The response was read to its end: an HTTP/1.1 connection may carry the next request.
+    pub(crate) fn release(mut self) {
+        match &mut self.held {
+            Held::H1(_) => {
+                if let Held::H1(mut conn) = std::mem::replace(&mut self.held, Held::Nothing)
+                    && !conn.sender.is_closed()
+                {
+                    conn.idle_since = self.endpoint.clock.latest();
+                    self.endpoint.idle_h1.borrow_mut().push(conn);
+                }
+            }
+            Held::H2(_, upload) => {
+                if let Some(upload) = upload.take() {
+                    upload.detach();
+                }
+            }
+            Held::Nothing => {}
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.endpoint.in_flight.set(self.endpoint.in_flight.get() - 1);
+        if let Held::H2(conn, _) = &self.held {
+            conn.in_flight.set(conn.in_flight.get() - 1);
+            conn.last_used.set(self.endpoint.clock.latest());
+        }
+    }
+}
