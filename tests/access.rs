@@ -18,7 +18,7 @@ fn app() -> Router {
 #[tokio::test]
 async fn an_allowed_request_arrives_and_leaves_two_events() {
     let mesh = Mesh::of(app()).await;
-    let reply = client::get(mesh.outbound(), "/fhir/Patient/4711").await;
+    let reply = client::get(mesh.outbound(), "/fhir/Patient/mrn-4711").await;
     assert_eq!((reply.status, reply.text()), (200, "a chart"));
 
     let (records, web) = mesh.trails().await;
@@ -36,7 +36,7 @@ async fn an_allowed_request_arrives_and_leaves_two_events() {
     assert_eq!(completion["response"]["status"], 200);
     assert_eq!(completion["response"]["response_bytes"], 7);
     assert_eq!(completion["response"]["aborted"], false);
-    assert!(!records.text.contains("4711"), "the trail names a patient");
+    assert!(!records.text.contains("mrn-4711"), "the trail names a patient");
     assert!(web.decisions().is_empty() && web.completions().is_empty(), "outbound records refusals alone");
 }
 
@@ -45,13 +45,13 @@ async fn an_allowed_request_arrives_and_leaves_two_events() {
 async fn a_denied_identity_gets_403_and_one_event() {
     let setup = Setup { caller: "spiffe://hospital.local/ns/clinic/sa/billing", ..Setup::default() };
     let mesh = Mesh::with(serve(app()).await, setup).await;
-    let reply = client::get(mesh.outbound(), "/fhir/Patient/4711").await;
+    let reply = client::get(mesh.outbound(), "/fhir/Patient/mrn-4711").await;
     assert_eq!(reply.status, 403);
     assert!(!reply.text().contains("rule"), "a denial tells nothing of the policy");
     let trail = mesh.trail().await;
     assert_eq!(trail.reasons(), ["no_allow_rule"]);
     assert!(trail.completions().is_empty());
-    assert!(!trail.text.contains("4711"));
+    assert!(!trail.text.contains("mrn-4711"));
 }
 
 /// If this fails, a rule that is being tried out blocks somebody, or nobody learns what it would do.
@@ -105,17 +105,17 @@ async fn queries_and_headers_are_decided_and_only_named_parameters_are_recorded(
         wire.response("GET").await.status()
     };
     let purpose = "X-Purpose: treat\r\n";
-    assert_eq!(ask("/open/headers?patient=4711&_count=10&canary=1", purpose).await, 200);
-    assert_eq!(ask("/open/headers?patient=4711&_count=11", purpose).await, 403);
+    assert_eq!(ask("/open/headers?patient=mrn-4711&_count=10&canary=1", purpose).await, 200);
+    assert_eq!(ask("/open/headers?patient=mrn-4711&_count=11", purpose).await, 403);
     assert_eq!(ask("/open/headers?canary=1", purpose).await, 403);
-    assert_eq!(ask("/open/headers?patient=4711", "").await, 403);
-    assert_eq!(ask("/open/headers?patient=4711", "X-Purpose: treat\r\nX-Purpose: treat\r\n").await, 403);
+    assert_eq!(ask("/open/headers?patient=mrn-4711", "").await, 403);
+    assert_eq!(ask("/open/headers?patient=mrn-4711", "X-Purpose: treat\r\nX-Purpose: treat\r\n").await, 403);
     let trail = mesh.trail().await;
     let names: Vec<_> =
         trail.decisions().iter().map(|event| event["http"]["query_names"].to_string()).collect();
     let patient = "[\"patient\"]";
     assert_eq!(names, ["[\"_count\",\"patient\"]", "[\"_count\",\"patient\"]", "null", patient, patient]);
-    assert!(!trail.text.contains("4711") && !trail.text.contains("canary"), "{}", trail.text);
+    assert!(!trail.text.contains("mrn-4711") && !trail.text.contains("canary"), "{}", trail.text);
 }
 
 /// If this fails, a deny rule or the path rules can be walked around.
