@@ -92,7 +92,7 @@ The audit trail of it, at the records sidecar and at the collector:
   {phiward} audit tail {dir}/records/audit
   {phiward} audit verify {dir}/collector/store
 
-Who may do what is in {dir}/records/policy.yaml: change it while this runs.
+Who may do what is in {dir}/records/policy.yaml: change it while this runs, its tests too.
 Admin endpoints: http://127.0.0.1:15000 (web), :15010 (records), :15020 (billing). Ctrl-C ends it."
     );
 }

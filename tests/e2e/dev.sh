@@ -29,9 +29,13 @@ delivered() { $verify_command --format json 2>/dev/null | grep -q '"access.decis
 until_true "the collector has all three decisions" delivered
 check "the store verifies while it is written" eval "$verify_command >/dev/null"
 
-# The policy file is read again: billing gets the right that web has.
-sed -i 's#sa/web"\]}#sa/web", "spiffe://hospital.local/ns/clinic/sa/billing"]}#' mesh/records/policy.yaml
+# The policy file is read again: billing gets the right that web has. As long as the file's own tests deny it that right, the new
+# version is refused.
 billing() { curl -s -o /dev/null -w '%{http_code}' -H 'Host: records.clinic' http://127.0.0.1:15002/fhir/Patient/1; }
+sed -i 's#sa/web"\]}#sa/web", "spiffe://hospital.local/ns/clinic/sa/billing"]}#' mesh/records/policy.yaml
+until_true "the refusal is told" grep -q 'policy refused: the test expects deny' dev.log
+check "a policy that fails its own tests is not put in force" equal "$(billing)" 403
+sed -i '/sa\/billing", request: "GET \/fhir\/Patient/s/expect: deny, reason: no_allow_rule/expect: allow/' mesh/records/policy.yaml
 until_true "the new policy decides" eval '[ "$(billing)" = 200 ]'
 check "a changed policy is read again" equal "$(billing)" 200
 
