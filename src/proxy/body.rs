@@ -219,3 +219,30 @@ impl Body for ReplyBody {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    /// If this fails, an app takes the half of an upload that its caller gave up for the whole of it.
+    #[tokio::test]
+    async fn a_body_that_its_sender_cancels_does_not_end_well() {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (client, server) = tokio::join!(h2::client::handshake(near), h2::server::handshake(far));
+        let ((mut client, connection), mut server) = (client.unwrap(), server.unwrap());
+        tokio::spawn(connection);
+        let post = http::Request::post("https://records.clinic/upload").body(()).unwrap();
+        let (_response, mut upload) = client.send_request(post, false).unwrap();
+        upload.send_data(Bytes::from_static(b"half"), false).unwrap();
+        let (request, _respond) = server.accept().await.unwrap().unwrap();
+        tokio::spawn(async move { while server.accept().await.is_some() {} });
+
+        let mut body = Inflow::streamed(request.into_body());
+        let half = body.frame().await.unwrap().unwrap();
+        assert_eq!(half.into_data().unwrap(), "half");
+        upload.send_reset(Reason::CANCEL);
+        assert!(body.frame().await.unwrap().is_err());
+    }
+}
