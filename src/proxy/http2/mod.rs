@@ -2,8 +2,8 @@
 //!
 //! hyper's HTTP/2 client hands each request through a channel to a task of the connection and makes one more task for its
 //! response; its server looks each head through again for what ours has already taken out. Here a request is given to `h2`
-//! by the task that has it, and that task waits for the response: a fifth fewer instructions a request and hop
-//! (docs/performance.md). Owns streams, their flow control and their resets; what a request means is `forward`'s.
+//! by the task that has it, and that task waits for the response. It is the outbound side that gains
+//! (docs/performance.md); inbound costs the same, and has the same pump and the same bodies. Owns streams, their flow control and their resets; what a request means is `forward`'s.
 
 mod client;
 mod ping;
