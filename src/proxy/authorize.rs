@@ -48,6 +48,10 @@ pub(crate) struct Refused {
 }
 
 impl Route {
+    fn leads_to(&self) -> (Rc<Upstream>, Option<Authority>) {
+        (self.upstream.clone(), self.authority.clone())
+    }
+
     /// Whether `raw` asks for the same host in the same words, so that it need not be looked at again.
     fn is_of(&self, raw: &RawRequest<'_>) -> bool {
         raw.authority.is_none()
@@ -199,19 +203,18 @@ impl Arrived<'_> {
             return Err(self.refused(Refused::silent(StatusCode::BAD_REQUEST)));
         }
         let raw = raw_request(request);
-        let known = self.conn.route.borrow().as_ref().filter(|route| route.is_of(&raw)).cloned();
-        let route = match known {
-            Some(route) => route,
-            None => self.route(&raw, routes, &mut place)?,
+        let known = self.conn.route.borrow().as_ref().filter(|route| route.is_of(&raw)).map(Route::leads_to);
+        let (upstream, authority) = match known {
+            Some(known) => known,
+            None => self.route(&raw, method, routes, &mut place)?,
         };
         worker.metrics.allowed.inc();
         let recorded = audit_all.then(|| {
             let asked = (method, self.version);
             let answered = ("allow", "route");
-            let name = &route.upstream.name;
+            let name = &upstream.name;
             place.decision(&outbound_event(self.conn, &self.ids, self.now_ns, asked, name, answered))
         });
-        let Route { upstream, authority, .. } = route;
         Ok(Granted { authority, ..self.granted(&upstream, None, Some(place), recorded, method) })
     }
 
@@ -219,10 +222,10 @@ impl Arrived<'_> {
     fn route(
         &self,
         raw: &RawRequest<'_>,
+        method: &'static str,
         routes: &RouteTable,
         place: &mut audit::Reservation,
-    ) -> Result<Route, Refused> {
-        let method = policy::Method::parse(raw.method).map_or("other", policy::Method::as_str);
+    ) -> Result<(Rc<Upstream>, Option<Authority>), Refused> {
         let host = match policy::admit_host(raw) {
             Ok(host) => host,
             Err(reason) => {
@@ -236,16 +239,16 @@ impl Arrived<'_> {
             let refused = Refused { status: StatusCode::NOT_FOUND, told: Some("unknown_host") };
             return Err(self.refused(refused));
         };
-        let header =
-            raw.host.filter(|_| raw.authority.is_none()).and_then(|h| HeaderValue::from_bytes(h).ok());
-        let Some(host) = header else {
-            let (host, authority) = (HeaderValue::from_static(""), None);
-            return Ok(Route { host, authority, upstream: upstream.clone() });
+        let Some(host) =
+            raw.host.filter(|_| raw.authority.is_none()).and_then(|h| HeaderValue::from_bytes(h).ok())
+        else {
+            return Ok((upstream.clone(), None)); // in the target, where there is an authority already
         };
-        let authority = Authority::try_from(host.as_bytes()).ok();
-        let route = Route { host, authority, upstream: upstream.clone() };
-        *self.conn.route.borrow_mut() = Some(route.clone());
-        Ok(route)
+        let route =
+            Route { authority: Authority::try_from(host.as_bytes()).ok(), host, upstream: upstream.clone() };
+        let leads_to = route.leads_to();
+        *self.conn.route.borrow_mut() = Some(route);
+        Ok(leads_to)
     }
 
     fn probe<B>(

@@ -17,10 +17,10 @@ use super::exchange::Exchange;
 
 /// A body as it comes in, by either protocol.
 pub(crate) enum Inflow {
-    /// HTTP/1.1.
-    Whole(Incoming),
+    /// As hyper gives it.
+    Http1(Incoming),
     /// HTTP/2: a stream, and whether its data has ended.
-    Streamed(RecvStream, bool),
+    Http2(RecvStream, bool),
 }
 
 /// Why a body broke off.
@@ -28,15 +28,15 @@ pub(crate) enum Inflow {
 pub(crate) enum Broken {
     /// HTTP/1.1.
     #[error(transparent)]
-    Whole(#[from] hyper::Error),
+    Http1(#[from] hyper::Error),
     /// HTTP/2.
     #[error(transparent)]
-    Streamed(#[from] h2::Error),
+    Http2(#[from] h2::Error),
 }
 
 impl Inflow {
     pub(crate) fn streamed(stream: RecvStream) -> Self {
-        Self::Streamed(stream, false)
+        Self::Http2(stream, false)
     }
 }
 
@@ -49,8 +49,8 @@ impl Body for Inflow {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let (stream, data_ended) = match &mut *self {
-            Self::Whole(body) => return Pin::new(body).poll_frame(cx).map_err(Broken::from),
-            Self::Streamed(stream, data_ended) => (stream, data_ended),
+            Self::Http1(body) => return Pin::new(body).poll_frame(cx).map_err(Broken::from),
+            Self::Http2(stream, data_ended) => (stream, data_ended),
         };
         if !*data_ended {
             match ready!(stream.poll_data(cx)) {
@@ -73,17 +73,17 @@ impl Body for Inflow {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Whole(body) => body.is_end_stream(),
-            Self::Streamed(stream, _) => stream.is_end_stream(),
+            Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(stream, _) => stream.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Whole(body) => body.size_hint(),
+            Self::Http1(body) => body.size_hint(),
             // The head of an HTTP/2 message says it, where anybody does.
-            Self::Streamed(stream, _) if stream.is_end_stream() => SizeHint::with_exact(0),
-            Self::Streamed(..) => SizeHint::default(),
+            Self::Http2(stream, _) if stream.is_end_stream() => SizeHint::with_exact(0),
+            Self::Http2(..) => SizeHint::default(),
         }
     }
 }

@@ -214,7 +214,7 @@ where
     let io = TokioIo::new(Linger::new(stream, conn.remainder.clone()));
     let service = {
         let conn = conn.clone();
-        service_fn(move |request: http::Request<Incoming>| forward(conn.clone(), request.map(Inflow::Whole)))
+        service_fn(move |request: http::Request<Incoming>| forward(conn.clone(), request.map(Inflow::Http1)))
     };
     let mut serving = Box::pin(builder.serve_connection(io, service).with_upgrades());
     async move {
@@ -238,15 +238,14 @@ fn serve_h2<S>(conn: Rc<ConnContext>, stream: S) -> impl Future<Output = Option<
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut accepting = Some(Box::pin(http2::accept(conn.clone(), stream)));
+    let accepting = Box::pin(http2::accept(conn.clone(), stream));
     async move {
         let mut drain = conn.worker.drain.clone();
         let accepted = tokio::select! {
             biased;
-            accepted = tokio::time::timeout(conn.worker.limits.head_timeout, accepting.as_mut()?) => accepted.ok()?,
+            accepted = tokio::time::timeout(conn.worker.limits.head_timeout, accepting) => accepted.ok()?,
             () = drain.begun() => return None, // nothing was asked yet
         };
-        drop(accepting.take()); // it holds the room that the handshake needed
         let ended = match accepted {
             Ok(mut serving) => drive(serving.as_mut(), &conn, |serving| serving.get_mut().finish()).await?,
             Err(error) => Err(error),

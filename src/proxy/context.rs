@@ -111,11 +111,10 @@ pub(crate) struct ConnContext {
 }
 
 /// Where the requests for one host go. A connection's requests mostly ask for the host that the one before asked for.
-#[derive(Clone)]
 pub(crate) struct Route {
     /// The one `Host` line, as it came.
     pub(crate) host: HeaderValue,
-    /// The same as an authority.
+    /// The same as an authority, for HTTP/2.
     pub(crate) authority: Option<Authority>,
     pub(crate) upstream: Rc<Upstream>,
 }

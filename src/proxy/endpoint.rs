@@ -194,7 +194,7 @@ impl Future for Sent {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Ready(match &mut self.answer {
             Answer::H1(answer) => match ready!(answer.as_mut().poll(cx)) {
-                Ok(response) => Ok(response.map(Inflow::Whole)),
+                Ok(response) => Ok(response.map(Inflow::Http1)),
                 Err(mut error) => Err(Unanswered(error.take_message().map(Box::new))),
             },
             Answer::H2(answer) => ready!(Pin::new(answer).poll(cx)).map_err(|_| Unanswered(None)),
