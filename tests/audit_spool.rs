@@ -4,14 +4,15 @@
 
 mod audit_support;
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use audit_support::*;
 use phiward::audit::{
-    Audit, AuditError, Durability, Endpoint, FindingKind, OnFailure, ShipTiming, SinkConfig, SpoolConfig,
-    Unavailable, verify,
+    Audit, AuditError, Durability, Endpoint, FindingKind, OnFailure, RecorderSeed, ShipTiming, SinkConfig,
+    SpoolConfig, Unavailable, verify,
 };
 
 /// If this fails, requests are forwarded without their record, or recorded twice, when workers run side by side.
@@ -241,45 +242,127 @@ const CHILD: &str = "PHIWARD_TEST_SPOOL";
 fn child_that_is_killed() {
     let Some(dir) = std::env::var_os(CHILD) else { return };
     let audit = start(Path::new(&dir), &[]).unwrap();
-    worker(async {
-        let (recorder, conn) = (audit.recorder().attach(), fragment());
-        for number in 0.. {
-            request(&recorder, &conn, &number.to_string()).await;
-            println!("forwarded {number}"); // as the app would see it
+    std::thread::scope(|scope| {
+        for worker in 0..2 {
+            let seed = audit.recorder();
+            scope.spawn(move || serve_until_killed(seed, worker));
         }
     });
 }
 
-/// If this fails, phiward forwards requests whose record dies with it.
+fn serve_until_killed(seed: RecorderSeed, number: usize) {
+    worker(async {
+        let (recorder, conn) = (seed.attach(), fragment());
+        let tasks: Vec<_> = (0..8)
+            .map(|task| {
+                let (recorder, conn) = (recorder.clone(), conn.clone());
+                tokio::task::spawn_local(async move {
+                    for request_number in 0.. {
+                        let id = format!("{number}-{task}-{request_number}");
+                        request(&recorder, &conn, &id).await;
+                        println!("forwarded {id}"); // as the app would see it
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+    });
+}
+
+/// Kills a process that serves once `enough` requests were forwarded, and gives the requests that were.
+fn kill_after(dir: &Path, enough: usize) -> Vec<String> {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_that_is_killed", "--nocapture"])
+        .env(CHILD, dir)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut forwarded = Vec::new();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    while let Some(Ok(line)) = lines.next() {
+        forwarded.extend(line.split_once("forwarded ").map(|(_, number)| number.to_owned()));
+        if forwarded.len() == enough {
+            child.kill().unwrap(); // SIGKILL
+        }
+    }
+    child.wait().unwrap();
+    assert!(forwarded.len() >= enough);
+    forwarded
+}
+
+/// Every forwarded request has its decision once, and a completion only after it.
+fn each_is_recorded_once(dir: &Path, epoch: &serde_json::Value, forwarded: &[String]) {
+    let mut recorded: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for event in events(dir).into_iter().filter(|event| event["chain"]["epoch"] == *epoch) {
+        if let Some(id) = event["request"]["id"].as_str() {
+            let kinds = recorded.entry(id.to_owned()).or_default();
+            kinds.push(event["type"].as_str().unwrap().to_owned());
+        }
+    }
+    for kinds in recorded.values() {
+        let whole = ["access.decision", "access.complete"];
+        assert!(kinds[..] == whole[..1] || kinds[..] == whole[..], "{kinds:?}");
+    }
+    let lost: Vec<_> = forwarded.iter().filter(|id| !recorded.contains_key(*id)).collect();
+    assert!(lost.is_empty(), "{lost:?}");
+}
+
+/// If this fails, phiward forwards requests whose record dies with it, or records one twice after it was killed.
 #[test]
 fn kill_9_loses_no_event_of_a_forwarded_request() {
-    let dir = tempfile::tempdir().unwrap();
-    for forwarded_before_the_kill in [1, 50, 1000] {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child_that_is_killed", "--nocapture"])
-            .env(CHILD, dir.path())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut forwarded = Vec::new();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        while let Some(Ok(line)) = lines.next() {
-            forwarded.extend(line.split_once("forwarded ").map(|(_, number)| number.to_owned()));
-            if forwarded.len() == forwarded_before_the_kill {
-                child.kill().unwrap(); // SIGKILL
-            }
-        }
-        child.wait().unwrap();
-        assert!(forwarded.len() >= forwarded_before_the_kill);
+    let mut recovered = 0;
+    for enough in [1, 2, 3, 7, 10, 33, 50, 77, 100, 250, 333, 500, 1000] {
+        let dir = tempfile::tempdir().unwrap();
+        let forwarded = kill_after(dir.path(), enough);
         let open = opening_event(dir.path());
         assert!(["unclean", "torn_tail"].contains(&open["recovery"].as_str().unwrap()), "{open}");
         intact(dir.path());
-        let epoch = &open["previous"]["epoch"];
-        let recorded: std::collections::BTreeSet<_> = events(dir.path())
-            .into_iter()
-            .filter(|event| event["chain"]["epoch"] == *epoch && event["type"] == "access.decision")
-            .map(|event| event["request"]["id"].as_str().unwrap().to_owned())
-            .collect();
-        assert!(forwarded.iter().all(|id| recorded.contains(id)));
+        each_is_recorded_once(dir.path(), &open["previous"]["epoch"], &forwarded);
+        recovered += open["recovered"].as_u64().unwrap_or(0);
     }
+    assert!(recovered > 0, "no kill came between the journal and the segment");
+}
+
+/// If this fails, a kill while a killed process' events are brought over brings them over twice.
+#[test]
+fn a_recovery_that_is_killed_can_be_done_again() {
+    for enough in [20, 500] {
+        let (dir, again) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let forwarded = kill_after(dir.path(), enough);
+        for journal in ["journal-0", "journal-1"] {
+            std::fs::copy(dir.path().join(journal), again.path().join(journal)).unwrap();
+        }
+        let open = opening_event(dir.path());
+        let epoch = &open["previous"]["epoch"];
+        // As it is when the events were appended and the journals are still there.
+        for segment in segments(dir.path()) {
+            let name = segment.file_name().unwrap().to_str().unwrap();
+            if name.starts_with(epoch.as_str().unwrap()) {
+                std::fs::copy(&segment, again.path().join(name)).unwrap();
+            }
+        }
+        let second = opening_event(again.path());
+        assert_eq!(second["recovered"], serde_json::Value::Null, "{second}");
+        assert_eq!(second["previous"], open["previous"]);
+        each_is_recorded_once(again.path(), epoch, &forwarded);
+    }
+}
+
+/// If this fails, a clean end leaves files behind that look like lost events, or the journals' room is never given back.
+#[test]
+fn a_clean_end_leaves_no_journal() {
+    let dir = tempfile::tempdir().unwrap();
+    let audit = start(dir.path(), &[]).unwrap();
+    let free = audit.status().free_bytes;
+    worker(async {
+        let recorder = audit.recorder().attach();
+        assert!(dir.path().join("journal-0").exists());
+        assert!(audit.status().free_bytes < free);
+        request(&recorder, &fragment(), "r").await;
+    });
+    audit.close().unwrap();
+    assert!(!dir.path().join("journal-0").exists());
+    assert_eq!(opening_event(dir.path())["recovered"], serde_json::Value::Null);
 }

@@ -77,6 +77,17 @@ impl Chain {
         Self { epoch, next_seq: 0, prev: NO_PREVIOUS, scratch: Vec::with_capacity(4096) }
     }
 
+    /// A chain that goes on after record `next_seq - 1`, whose hash is `prev`: 64 hexadecimal digits.
+    pub(crate) fn resume(epoch: Epoch, next_seq: u64, prev: &[u8]) -> Self {
+        let prev = prev.try_into().unwrap_or(NO_PREVIOUS);
+        Self { next_seq, prev, ..Self::new(epoch) }
+    }
+
+    /// The hash of the last record.
+    pub(crate) fn prev(&self) -> &[u8] {
+        &self.prev
+    }
+
     pub(crate) fn epoch(&self) -> &Epoch {
         &self.epoch
     }
@@ -163,6 +174,17 @@ impl<'l> Record<'l> {
             return Err("the id is not the epoch and the sequence number");
         }
         Ok(Self { epoch, seq, prev, hash, kind: top.kind, line })
+    }
+
+    /// The event as it was before it had a place in the chain: what stands before `id` and what stands after it.
+    pub(crate) fn pieces(&self) -> Option<(&'l [u8], &'l [u8])> {
+        let event =
+            BEFORE_EPOCH.len() + EPOCH_BYTES + 2 + 2 * (64 + 2) + BEFORE_HASH.len() + BEFORE_PREV.len();
+        let digits = BEFORE_SEQ.len() + self.seq.checked_ilog10().unwrap_or(0) as usize + 1;
+        let event = self.line.get(event + digits + 2..)?;
+        let id = format!("\"id\":\"{}:{}\",", self.epoch, self.seq);
+        let at = memchr::memmem::find(event, id.as_bytes())?;
+        Some((&event[..at], &event[at + id.len()..]))
     }
 
     /// Whether the hash is that of the record.

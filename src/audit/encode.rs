@@ -173,7 +173,7 @@ impl Batch {
         }
         let head_end = out.len();
         let kind = match ev {
-            TrailEvent::Open { recovery, lost_bytes, previous } => {
+            TrailEvent::Open { recovery, lost_bytes, recovered, previous } => {
                 self.tail().object("open", |m| {
                     if *lost_bytes > 0 {
                         m.number("lost_bytes", *lost_bytes);
@@ -184,6 +184,9 @@ impl Batch {
                             m.text("hash", &previous.hash);
                             m.number("seq", previous.seq);
                         });
+                    }
+                    if *recovered > 0 {
+                        m.number("recovered", *recovered);
                     }
                     m.text("recovery", recovery);
                 });
@@ -232,7 +235,7 @@ impl Batch {
 /// The events that the trail writes about itself.
 pub(crate) enum TrailEvent {
     /// The first of an epoch: what was found in the spool, and the end of the epoch before.
-    Open { recovery: &'static str, lost_bytes: u64, previous: Option<Previous> },
+    Open { recovery: &'static str, lost_bytes: u64, recovered: u64, previous: Option<Previous> },
     /// The last of an epoch that ended by intent.
     Close { reason: &'static str },
     /// What was let pass or refused while the spool took no events.

@@ -4,10 +4,11 @@
 //! (only the sinks speak HTTP, to collectors): callers hand in text that holds no PHI by construction.
 //!
 //! ```text
-//!  worker 1  Recorder --batch--+
-//!  worker 2  Recorder --batch--+-> writer thread --write--> <epoch>-<seq>.ndjson --> shipper --> collector
-//!  control   ControlRecorder --+      |  marks, one wake        ^                      cursor, retry, quarantine
-//!            workers <----------------+        syncer thread ---+ fdatasync
+//!  worker 1  Recorder --pwrite--> journal-0
+//!               '-----batch---+
+//!  worker 2  Recorder --...   +-> writer thread --write--> <epoch>-<seq>.ndjson --> shipper --> collector
+//!  control   ControlRecorder -+      |  marks               ^                      cursor, retry, quarantine
+//!            workers <---------------+       syncer thread --+ fdatasync
 //! ```
 //!
 //! A request is forwarded only after its decision reached the durability that was configured; see [`Recorder`]. The spool is
@@ -19,6 +20,7 @@ mod clock;
 mod cursor;
 mod encode;
 mod event;
+mod journal;
 mod json;
 mod layout;
 mod lines;
@@ -27,6 +29,7 @@ mod quarantine;
 mod read;
 mod recorder;
 mod recover;
+mod replay;
 mod segment;
 mod ship;
 mod show;
@@ -219,6 +222,7 @@ impl Audit {
         let opened = TrailEvent::Open {
             recovery: found.recovery,
             lost_bytes: found.lost_bytes,
+            recovered: found.recovered,
             previous: found.previous,
         };
         let instance = encode::instance(instance);
@@ -229,11 +233,11 @@ impl Audit {
         let sinks =
             sinks.iter().map(|sink| Arc::new(SinkState::new(sink.name.clone(), sink.required))).collect();
         let epoch = chain.epoch().as_str().to_owned();
-        let shared = Arc::new(Shared::new(config, epoch, sinks, segments, other_bytes));
+        let shared = Arc::new(Shared::new(config, epoch, instance, sinks, segments, other_bytes));
         shared.written_events.store(1, Ordering::Release);
         shared.written_bytes.store(file.len(), Ordering::Release);
         let (sender, inbox) = mpsc::channel();
-        let writer = Writer::new(shared.clone(), inbox, chain, file, instance);
+        let writer = Writer::new(shared.clone(), inbox, chain, file);
         let threads = start_threads(writer, shared.clone()).map_err(io_error)?;
         Ok(Self { shared, writer: sender, threads: Some(threads), lock: Some(found.lock) })
     }
@@ -275,6 +279,10 @@ impl Audit {
         self.shared.sync_wanted.notify_one();
         let synced = syncer.join().map_err(|_| "the audit syncer panicked".to_owned());
         let poisoned = self.shared.health() == Health::Poisoned;
+        if written.is_ok() && self.shared.tail().workers.is_empty() {
+            // What they held is in segments. That they stay only costs the next start a look.
+            let _ = journal::remove_all(&self.shared.config.dir);
+        }
         self.shared.set_health(Health::Closed, None);
         self.lock = None;
         match written.and(synced) {

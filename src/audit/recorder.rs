@@ -1,8 +1,10 @@
 //! The worker's side: a place first, then events, then the wait until they are recorded.
 //!
-//! Lives on one single-threaded runtime and touches neither disk nor a lock that another worker holds. Events of one turn of
-//! the event loop leave as one message, sent by a task that runs after the tasks already queued. A reservation makes every
-//! later step infallible, so that the completion can be recorded in a `Drop`.
+//! Lives on one single-threaded runtime and takes no lock that another worker holds. At the end of a turn of the event loop,
+//! in a task that runs after the tasks already queued, the turn's events are written to the worker's journal (see `journal`)
+//! and the requests that wait for them go on; the writer gets them in company with those of other turns. What cannot be
+//! journaled goes to the writer at once, and its requests wait for the writer. A reservation makes every later step
+//! infallible, so that the completion can be recorded in a `Drop`.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -19,6 +21,7 @@ use tokio::time::Instant;
 use super::clock::{InstantText, unix_ns};
 use super::encode::Batch;
 use super::event::{AccessComplete, AccessDecision, ConnRejected};
+use super::journal::{self, Journal, Owner};
 use super::spool::{Durability, Health, OnFailure, PLACE_BYTES, Shared, WorkerLink};
 use super::wait::{Level, Waiters};
 use super::writer::Message;
@@ -29,9 +32,11 @@ const MAX_UNWRITTEN_EVENTS: u64 = 16 * 1024;
 const MAX_UNWRITTEN_BYTES: u64 = 8 * 1024 * 1024;
 /// A batch of this many bytes does not wait for the end of the turn.
 const FULL_BATCH_BYTES: u64 = 256 * 1024;
-/// How long completions, for which nobody waits, wait for a decision to travel with: they share its write, and its wake-up of
-/// the writer's thread.
+/// How long events for which nobody waits (any more) stay before they go to the writer: those of many turns share its write,
+/// and its wake-up.
 const COMPANY: Duration = Duration::from_millis(5);
+/// So many bytes of them do not stay, so that the writer is done with them long before a half of the journal is full.
+const MUCH_COMPANY_BYTES: u64 = 64 * 1024;
 /// The most places a worker takes from the spool at once, so that the shared counter is touched once in many requests.
 const LEASE_PLACES: i64 = 32;
 
@@ -74,6 +79,7 @@ impl RecorderSeed {
     pub fn attach(self) -> Recorder {
         let link = Arc::new(WorkerLink::default());
         self.shared.tail().workers.push(link.clone());
+        let journal = open_journal(&self.shared, &link);
         let chunk = (self.shared.config.max_bytes as i64 / (1024 * PLACE_BYTES)).clamp(1, LEASE_PLACES);
         let worker = Rc::new(Worker {
             shared: self.shared,
@@ -83,6 +89,10 @@ impl RecorderSeed {
             clock: RefCell::new(InstantText::new()),
             recorded: Cell::new(0),
             recorded_bytes: Cell::new(0),
+            journal: RefCell::new(journal),
+            journaled: Cell::new(0),
+            settled: Cell::new(0),
+            detour: Cell::new(0),
             lease: Cell::new(0),
             chunk,
             pump: RefCell::new(None),
@@ -92,6 +102,30 @@ impl RecorderSeed {
         });
         tokio::task::spawn_local(pump(Rc::downgrade(&worker), link));
         Recorder { worker }
+    }
+}
+
+/// The journal of a worker that begins. Without one its requests wait for the writer.
+fn open_journal(shared: &Shared, link: &WorkerLink) -> Option<Journal> {
+    let number = shared.attached.fetch_add(1, Ordering::AcqRel);
+    let bytes = journal::bytes(shared.config.max_bytes) as i64;
+    // Where events count as recorded once they are on disk, a journal would only be written in vain.
+    if shared.config.durability == Durability::FsyncBeforeForward
+        || shared.free.load(Ordering::Acquire) < bytes
+    {
+        return None;
+    }
+    let owner = Owner::new(shared.epoch.clone(), shared.instance.clone());
+    match Journal::create(&shared.config.dir, number, shared.config.max_bytes, &owner) {
+        Ok((journal, marker)) => {
+            shared.free.fetch_sub(bytes, Ordering::AcqRel);
+            let _ = link.marker.set(marker); // the link is new
+            Some(journal)
+        }
+        Err(error) => {
+            tracing::warn!(dir = %shared.config.dir.display(), %error, "a worker has no audit journal: its requests are slower");
+            None
+        }
     }
 }
 
@@ -270,11 +304,18 @@ struct Worker {
     /// Events, and encoded bytes, ever recorded by this worker.
     recorded: Cell<u64>,
     recorded_bytes: Cell<u64>,
+    journal: RefCell<Option<Journal>>,
+    /// The last event that the journal has.
+    journaled: Cell<u64>,
+    /// How many events of the batch were journaled, or need not be.
+    settled: Cell<usize>,
+    /// Events up to this one may have gone to the writer without having been journaled.
+    detour: Cell<u64>,
     /// Places that were taken from the spool and are not reserved.
     lease: Cell<i64>,
     chunk: i64,
     pump: RefCell<Option<Waker>>,
-    /// Whether an event of the batch cannot wait.
+    /// Whether a request waits for an event that is not settled.
     hasty: Cell<bool>,
     /// Whether the pump's timer runs.
     timed: Cell<bool>,
@@ -343,8 +384,52 @@ impl Worker {
         self.recorded.get()
     }
 
-    fn flush(&self) {
+    /// Ends a turn of the event loop: after it every request that waits is either woken or waits for the writer.
+    fn settle(&self) {
+        if !self.journal_turn() {
+            return self.flush();
+        }
         self.hasty.set(false);
+        self.wake_waiters();
+        // What waits for the disk cannot wait for company, and neither can a journal that fills.
+        let durable = self.shared.config.durability != Durability::Write;
+        if durable || self.batch.borrow().bytes() >= MUCH_COMPANY_BYTES {
+            self.flush();
+        } else {
+            self.timed.set(true);
+        }
+    }
+
+    /// Writes what this turn recorded to the journal. False when it cannot be.
+    fn journal_turn(&self) -> bool {
+        let mut journal = self.journal.borrow_mut();
+        let Some(open) = journal.as_mut().filter(|_| self.shared.health() == Health::Good) else {
+            return false;
+        };
+        let batch = self.batch.borrow();
+        let appended = self.link.written.load(Ordering::Acquire);
+        match open.append(&self.shared.disk, &batch, self.settled.get(), self.recorded.get(), appended) {
+            Ok(true) => {
+                self.settled.set(batch.events() as usize);
+                self.journaled.set(self.recorded.get());
+                true
+            }
+            Ok(false) => false,
+            Err(error) => {
+                tracing::warn!(%error, "the audit journal cannot be written: requests are slower until the next start");
+                *journal = None;
+                false
+            }
+        }
+    }
+
+    /// Sends the batch to the writer.
+    fn flush(&self) {
+        if self.hasty.replace(false) {
+            self.detour.set(self.recorded.get());
+            self.link.expects.store(self.recorded.get(), Ordering::Release);
+        }
+        self.settled.set(0);
         if self.batch.borrow().is_empty() {
             return;
         }
@@ -356,11 +441,14 @@ impl Worker {
 
     /// How the wait for `position` ended, or `None` while it has not.
     fn outcome(&self, level: Level, position: u64) -> Option<Result<(), Unavailable>> {
-        let mark = match level {
-            Level::Written => &self.link.written,
-            Level::Synced => &self.link.synced,
+        let reached = match level {
+            Level::Written => {
+                let journaled = self.detour.get() < position && position <= self.journaled.get();
+                journaled || self.link.written.load(Ordering::Acquire) >= position
+            }
+            Level::Synced => self.link.synced.load(Ordering::Acquire) >= position,
         };
-        if mark.load(Ordering::Acquire) >= position {
+        if reached {
             return Some(Ok(()));
         }
         let unavailable = match self.shared.health() {
@@ -385,7 +473,7 @@ impl Worker {
         }
         drop(pump);
         if self.hasty.get() {
-            self.flush();
+            self.settle();
         }
     }
 }
@@ -393,7 +481,8 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.flush();
-        self.shared.free.fetch_add(self.lease.get() * PLACE_BYTES, Ordering::AcqRel);
+        let journal = self.journal.take().map_or(0, |_| journal::bytes(self.shared.config.max_bytes) as i64);
+        self.shared.free.fetch_add(self.lease.get() * PLACE_BYTES + journal, Ordering::AcqRel);
         self.shared.tail().workers.retain(|worker| !Arc::ptr_eq(worker, &self.link));
         if let Some(pump) = self.pump.take() {
             pump.wake(); // it finds the worker gone, and ends
@@ -401,7 +490,8 @@ impl Drop for Worker {
     }
 }
 
-/// Sends what was recorded in this turn of the event loop, and wakes who waits when the writer has moved the marks.
+/// Settles what was recorded in a turn of the event loop, sends it on in time, and wakes who waits when the writer has moved
+/// the marks.
 async fn pump(worker: Weak<Worker>, link: Arc<WorkerLink>) {
     let mut notified = pin!(link.wake.notified());
     let mut company = pin!(tokio::time::sleep(COMPANY));

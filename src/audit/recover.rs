@@ -13,7 +13,7 @@ use super::AuditError;
 use super::chain::{Epoch, NO_PREVIOUS, Record};
 use super::encode::Previous;
 use super::lines::Lines;
-use super::segment;
+use super::{replay, segment};
 
 /// The name of the file whose lock says that a process uses the folder.
 pub(crate) const LOCK_FILE: &str = "lock";
@@ -34,6 +34,8 @@ pub(crate) struct Recovered {
     pub(crate) recovery: &'static str,
     /// Bytes that were cut off.
     pub(crate) lost_bytes: u64,
+    /// Events that a killed process had journaled and not appended.
+    pub(crate) recovered: u64,
 }
 
 /// Locks the folder (made if it is missing) and repairs its newest segment.
@@ -60,6 +62,7 @@ pub(crate) fn recover(dir: &Path) -> Result<Recovered, AuditError> {
         }
         segments.pop(); // nothing was left of it
     }
+    let recovered = replay::bring_over(dir, &mut segments, &mut last).map_err(io_error)?;
     let recovery = match (&last, damage) {
         (_, Damage::Corrupt) => "corrupt",
         (_, Damage::Torn) => "torn_tail",
@@ -68,7 +71,8 @@ pub(crate) fn recover(dir: &Path) -> Result<Recovered, AuditError> {
         (None, Damage::None) if has_cursor(dir).map_err(io_error)? => "spool_lost",
         (None, Damage::None) => "new",
     };
-    Ok(Recovered { lock, segments, previous: last.map(|last| last.record), recovery, lost_bytes })
+    let previous = last.map(|last| last.record);
+    Ok(Recovered { lock, segments, previous, recovery, lost_bytes, recovered })
 }
 
 /// Makes the folder if it is missing and takes its lock, which the system lets go of when the process ends in any way.

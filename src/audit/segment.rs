@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -142,6 +142,18 @@ impl Disk {
             return Err(kind.into());
         }
         file.write(bytes)
+    }
+
+    /// Writes over bytes that are there.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub(crate) fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(kind) = *self.write_error.lock().unwrap() {
+            return Err(kind.into());
+        }
+        file.write_all_at(bytes, offset)
     }
 
     /// `fdatasync`. An error is for good: Linux reports it once and may have dropped the pages, so trying again would

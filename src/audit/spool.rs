@@ -7,11 +7,12 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
 
 use super::encode::Batch;
+use super::journal::Marker;
 use super::segment::Disk;
 
 /// How long a segment grows before the next one is begun, unless told otherwise: 16 MiB.
@@ -79,6 +80,8 @@ pub(crate) enum Health {
 pub(crate) struct Shared {
     pub(crate) config: SpoolConfig,
     pub(crate) epoch: String,
+    /// The member `instance`, encoded.
+    pub(crate) instance: Vec<u8>,
     pub(crate) disk: Disk,
     pub(crate) gap: Gap,
     pub(crate) sinks: Vec<Arc<SinkState>>,
@@ -89,6 +92,8 @@ pub(crate) struct Shared {
     pub(crate) written_bytes: AtomicU64,
     /// Events that could not be written after the disk failed for good.
     pub(crate) lost_events: AtomicU64,
+    /// Workers that were ever attached; each has a journal of its own.
+    pub(crate) attached: AtomicU64,
     health: AtomicU8,
     last_error: Mutex<Option<String>>,
     tail: Mutex<Tail>,
@@ -126,6 +131,11 @@ pub(crate) struct WorkerLink {
     /// How many of its events are on disk.
     pub(crate) synced: AtomicU64,
     pub(crate) wake: Notify,
+    /// The worker waits until this many of its events were written. Waking it costs a system call, and for what is journaled
+    /// nobody waits.
+    pub(crate) expects: AtomicU64,
+    /// The worker's journal, where it has one.
+    pub(crate) marker: OnceLock<Marker>,
     /// Buffers on their way back. Shared with the writer alone, and either side goes on without it when it is taken.
     pub(crate) spare: Mutex<Vec<Batch>>,
 }
@@ -147,6 +157,7 @@ impl Shared {
     pub(crate) fn new(
         config: SpoolConfig,
         epoch: String,
+        instance: Vec<u8>,
         sinks: Vec<Arc<SinkState>>,
         segments: VecDeque<Segment>,
         other_bytes: u64,
@@ -156,6 +167,7 @@ impl Shared {
         Self {
             config,
             epoch,
+            instance,
             disk: Disk::default(),
             gap: Gap::default(),
             sinks,
@@ -163,6 +175,7 @@ impl Shared {
             written_events: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
             lost_events: AtomicU64::new(0),
+            attached: AtomicU64::new(0),
             health: AtomicU8::new(Health::Good as u8),
             last_error: Mutex::new(None),
             tail: Mutex::new(Tail {

@@ -16,6 +16,7 @@ use super::chain::Chain;
 use super::clock::{InstantText, unix_ns};
 use super::encode::{Batch, TrailEvent};
 use super::event::ControlEvent;
+use super::journal::Mark;
 use super::segment::{self, SegmentFile};
 use super::spool::{Health, PLACE_BYTES, Segment, Shared, WorkerLink, footprint};
 
@@ -46,8 +47,6 @@ pub(crate) struct Writer {
     inbox: Receiver<Message>,
     chain: Chain,
     segment: SegmentFile,
-    /// The member `instance`, encoded.
-    instance: Vec<u8>,
     clock: InstantText,
     /// Records that were chained and not written yet.
     out: Vec<u8>,
@@ -66,6 +65,8 @@ struct Owed {
     worker: Arc<WorkerLink>,
     events: u64,
     bytes: u64,
+    /// Whether the worker waits for some of them.
+    expected: bool,
 }
 
 impl Writer {
@@ -75,23 +76,10 @@ impl Writer {
         inbox: Receiver<Message>,
         chain: Chain,
         segment: SegmentFile,
-        instance: Vec<u8>,
     ) -> Self {
         let clock = InstantText::new();
         let (out, owed) = (Vec::with_capacity(MAX_WRITE / 4), Vec::new());
-        Self {
-            shared,
-            inbox,
-            chain,
-            segment,
-            instance,
-            clock,
-            out,
-            out_events: 0,
-            owed,
-            retry_at: None,
-            ending: None,
-        }
+        Self { shared, inbox, chain, segment, clock, out, out_events: 0, owed, retry_at: None, ending: None }
     }
 
     /// Works until it is told to end, or nobody is left to tell it anything.
@@ -151,7 +139,7 @@ impl Writer {
                 owed.events += events;
                 owed.bytes += bytes;
             }
-            None => self.owed.push(Owed { worker: worker.clone(), events, bytes }),
+            None => self.owed.push(Owed { worker: worker.clone(), events, bytes, expected: false }),
         }
         batch.clear();
         match worker.spare.try_lock() {
@@ -170,7 +158,7 @@ impl Writer {
     fn chain_up(&mut self, batch: &Batch) {
         let before = self.out.len();
         for (head, tail) in batch.pieces() {
-            self.chain.append(&mut self.out, head, &self.instance, tail);
+            self.chain.append(&mut self.out, head, &self.shared.instance, tail);
             self.out_events += 1;
         }
         self.shared.free.fetch_sub((self.out.len() - before) as i64, Ordering::AcqRel);
@@ -246,13 +234,21 @@ impl Writer {
         }
         // Marks move while the list is locked: the syncer reads both under the same lock, so a mark it has read never
         // covers an event in a file it has not seen.
-        for owed in &self.owed {
-            owed.worker.written.fetch_add(owed.events, Ordering::Release);
+        for owed in &mut self.owed {
+            let before = owed.worker.written.fetch_add(owed.events, Ordering::Release);
+            owed.expected = owed.worker.expects.load(Ordering::Acquire) > before;
             owed.worker.written_bytes.fetch_add(owed.bytes, Ordering::Release);
         }
         drop(tail);
+        let next_seq = self.chain.next_seq();
         for owed in self.owed.drain(..) {
-            owed.worker.wake.notify_one();
+            if owed.expected {
+                owed.worker.wake.notify_one();
+            }
+            if let Some(marker) = owed.worker.marker.get() {
+                let position = owed.worker.written.load(Ordering::Acquire);
+                marker.mark(&self.shared.disk, Mark { position, next_seq });
+            }
         }
         self.shared.written_events.fetch_add(self.out_events, Ordering::Release);
         self.shared.written_bytes.fetch_add(self.out.len() as u64, Ordering::Release);

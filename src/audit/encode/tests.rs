@@ -84,8 +84,8 @@ fn every_kind(text: &str) -> Batch {
     }
     let previous = Some(Previous { epoch: text.into(), seq: 4, hash: text.into() });
     for event in [
-        TrailEvent::Open { recovery: "torn_tail", lost_bytes: 7, previous },
-        TrailEvent::Open { recovery: "new", lost_bytes: 0, previous: None },
+        TrailEvent::Open { recovery: "torn_tail", lost_bytes: 7, recovered: 3, previous },
+        TrailEvent::Open { recovery: "new", lost_bytes: 0, recovered: 0, previous: None },
         TrailEvent::Close { reason: "stopped" },
         TrailEvent::Gap { from_unix_ns: 1, to_unix_ns: 2, allowed: 3, denied: 4 },
         TrailEvent::Quarantine {

@@ -25,7 +25,7 @@ fn on_worker<F: Future<Output = ()>>(
     config: SpoolConfig,
     test: impl FnOnce(Recorder, Arc<Shared>, Receiver<Message>) -> F,
 ) {
-    let shared = Arc::new(Shared::new(config, "epoch".into(), Vec::new(), VecDeque::new(), 0));
+    let shared = Arc::new(Shared::new(config, "epoch".into(), Vec::new(), Vec::new(), VecDeque::new(), 0));
     let (writer, inbox) = mpsc::channel();
     let seed = RecorderSeed { shared: shared.clone(), writer };
     let mut builder = tokio::runtime::Builder::new_current_thread();
@@ -276,4 +276,102 @@ fn a_full_spool_denies_or_counts_as_the_operator_chose() {
             assert_eq!(shared.gap.take(0), (1, 1, 5, 5));
         });
     }
+}
+
+/// A worker with a journal, in a folder that is there.
+fn journaled(durability: Durability) -> (tempfile::TempDir, SpoolConfig) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = SpoolConfig { dir: dir.path().into(), ..config(durability, OnFailure::Deny) };
+    (dir, config)
+}
+
+/// If this fails, every request waits for another thread although its event is in the kernel, or goes on before it is.
+#[test]
+fn a_request_goes_on_once_its_event_is_journaled() {
+    let (_dir, config) = journaled(Durability::Write);
+    on_worker(config, |recorder, _, inbox| async move {
+        let mut reservation = recorder.reserve(2).unwrap();
+        let event = decide(&mut reservation, "allow");
+        let mut waiting = pin!(event.before_forward());
+        assert!(poll(waiting.as_mut()).is_pending(), "nothing is journaled before the turn is over");
+        turn().await;
+        turn().await;
+        assert_eq!(poll(waiting.as_mut()), Poll::Ready(Ok(())));
+        assert!(write_all(&inbox).is_empty(), "the writer gets it in company");
+        complete(&mut reservation);
+        let _ = decide(&mut recorder.reserve(1).unwrap(), "deny");
+        tokio::time::sleep(2 * COMPANY).await;
+        assert_eq!(write_all(&inbox), [3]);
+        assert_eq!(recorder.worker.link.expects.load(Ordering::Acquire), 0, "nobody waits for the writer");
+    });
+}
+
+/// If this fails, a request whose event is neither journaled nor written is forwarded.
+#[test]
+fn what_cannot_be_journaled_waits_for_the_writer() {
+    let (_dir, config) = journaled(Durability::Write);
+    on_worker(config, |recorder, shared, inbox| async move {
+        let first = decide(&mut recorder.reserve(1).unwrap(), "allow");
+        turn().await;
+        turn().await;
+        *shared.disk.write_error.lock().unwrap() = Some(std::io::ErrorKind::StorageFull);
+        let second = decide(&mut recorder.reserve(1).unwrap(), "allow");
+        turn().await;
+        turn().await;
+        let mut waiting = pin!(second.before_forward());
+        assert!(poll(waiting.as_mut()).is_pending());
+        assert_eq!(recorder.worker.link.expects.load(Ordering::Acquire), 2);
+        assert_eq!(write_all(&inbox), [2]);
+        assert_eq!(poll(waiting.as_mut()), Poll::Ready(Ok(())));
+        assert_eq!(first.before_forward().await, Ok(()));
+    });
+}
+
+/// If this fails, a writer that is behind lets journaled events be overwritten, or a journal that was full once is never used
+/// again.
+#[test]
+fn a_full_journal_waits_for_the_writer_and_is_used_again() {
+    let (_dir, config) = journaled(Durability::Write);
+    on_worker(config, |recorder, shared, inbox| async move {
+        let mut unwritten = Vec::new();
+        let mut last = None;
+        while recorder.worker.detour.get() == 0 {
+            last = Some(decide(&mut recorder.reserve(1).unwrap(), "allow"));
+            turn().await;
+            turn().await;
+            unwritten.extend(inbox.try_iter()); // the writer has them and does nothing
+        }
+        let last = last.unwrap();
+        let mut waiting = pin!(last.before_forward());
+        assert!(poll(waiting.as_mut()).is_pending());
+        for message in unwritten {
+            let Message::Batch { worker, batch } = message else { panic!() };
+            worker.written.fetch_add(batch.events(), Ordering::Release);
+            worker.written_bytes.fetch_add(batch.bytes(), Ordering::Release);
+        }
+        assert_eq!(poll(waiting.as_mut()), Poll::Ready(Ok(())));
+        let next = decide(&mut recorder.reserve(1).unwrap(), "allow");
+        turn().await;
+        turn().await;
+        assert_eq!(next.before_forward().await, Ok(()), "journaled again");
+        assert!(recorder.worker.journaled.get() > recorder.worker.detour.get());
+        assert_eq!(shared.health(), Health::Good);
+    });
+}
+
+/// If this fails, `fsync` forwards late, or releases a response before its decision is on disk.
+#[test]
+fn fsync_forwards_what_is_journaled_and_has_it_written_at_once() {
+    let (_dir, config) = journaled(Durability::Fsync);
+    on_worker(config, |recorder, _, inbox| async move {
+        let event = decide(&mut recorder.reserve(1).unwrap(), "allow");
+        turn().await;
+        turn().await;
+        assert_eq!(event.before_forward().await, Ok(()));
+        assert_eq!(write_all(&inbox), [1], "it does not wait for company");
+        let mut waiting = pin!(event.before_response());
+        assert!(poll(waiting.as_mut()).is_pending());
+        recorder.worker.link.synced.store(1, Ordering::Release);
+        assert_eq!(poll(waiting.as_mut()), Poll::Ready(Ok(())));
+    });
 }

@@ -1,0 +1,333 @@
+//! The journal of a worker: where an event is in the kernel before it has its place in the chain.
+//!
+//! `durability: write` promises that an event survives `kill -9` before its request is forwarded. For that it need not be
+//! chained yet, so the worker writes it to a file of its own, once a turn of the event loop, and nobody waits for another
+//! thread. The writer chains and appends it a little later. What a killed process had journaled and not appended, recovery
+//! appends to the epoch it belongs to.
+//!
+//! A journal has two halves that are filled in turn. A half is begun again only when all its events are in a segment; when
+//! that is not so yet, the events go the long way, through the writer. The file is written full once, at the start, so that
+//! later writes go to pages and blocks that are there: no allocation, no growth, nothing that a full disk can refuse.
+//!
+//! Owns the file's format. Knows nothing of waiting, and of the chain only that records have numbers.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::encode::Batch;
+use super::segment::Disk;
+
+/// How journal files begin; a number follows.
+const PREFIX: &str = "journal-";
+/// The block before the halves: two marks, and who the events are of.
+const HEADER_BYTES: u64 = 4096;
+/// Marks are written in turn to two slots, so that one is whole whatever happens to the other.
+const MARK_SLOTS: [u64; 2] = [0, 512];
+const OWNER_AT: u64 = 1024;
+const MARK_MAGIC: u32 = 0x7068_6d31;
+const OWNER_MAGIC: u32 = 0x7068_6f31;
+const FRAME_MAGIC: u32 = 0x7068_6631;
+const FRAME_HEAD: usize = 24;
+/// A half holds what a busy worker records in some milliseconds, and both together stay in a CPU's cache.
+const HALF_BYTES: u64 = 256 * 1024;
+const MIN_HALF_BYTES: u64 = 16 * 1024;
+
+/// The writing end. It lives on its worker.
+pub(crate) struct Journal {
+    file: Arc<File>,
+    half_bytes: u64,
+    half: usize,
+    /// The next free byte of the half.
+    at: u64,
+    /// The last event in each half.
+    last: [u64; 2],
+    frame: Vec<u8>,
+}
+
+/// The writer's hold on a journal: it says in it how far the segments have come.
+pub(crate) struct Marker {
+    file: Arc<File>,
+    turn: AtomicU64,
+}
+
+/// Who the events of a journal are of: they can be brought over to no other epoch, and not after the machine went down,
+/// because then the segments may have lost what the journal says they have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Owner {
+    /// As `/proc/sys/kernel/random/boot_id` has it; empty where there is none.
+    pub(crate) boot: String,
+    pub(crate) epoch: String,
+    /// The encoded member `instance`.
+    pub(crate) instance: Vec<u8>,
+}
+
+/// What a killed process left in a journal.
+pub(crate) struct Left {
+    pub(crate) owner: Owner,
+    /// The events up to `mark.position` are in segments, and no later one is in a record before `mark.next_seq`.
+    pub(crate) mark: Mark,
+    /// Later events, in the order they were recorded: head and tail each.
+    pub(crate) events: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// How far the segments have come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// The worker's last event that was appended.
+    pub(crate) position: u64,
+    /// The number of the record that will be appended next.
+    pub(crate) next_seq: u64,
+}
+
+/// The size of a journal in a spool of `max_bytes`.
+pub(crate) fn bytes(max_bytes: u64) -> u64 {
+    HEADER_BYTES + 2 * half_bytes(max_bytes)
+}
+
+fn half_bytes(max_bytes: u64) -> u64 {
+    (max_bytes / 64).clamp(MIN_HALF_BYTES, HALF_BYTES)
+}
+
+impl Journal {
+    /// Makes the journal of worker number `worker` in `dir`, in its full length.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(crate) fn create(
+        dir: &Path,
+        worker: u64,
+        max_bytes: u64,
+        owner: &Owner,
+    ) -> io::Result<(Self, Marker)> {
+        let path = dir.join(format!("{PREFIX}{worker}"));
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o640).open(path)?;
+        let mut content = vec![0; bytes(max_bytes) as usize];
+        let owner = owner.encode();
+        content
+            .get_mut(OWNER_AT as usize..HEADER_BYTES as usize)
+            .and_then(|room| room.get_mut(..owner.len()))
+            .ok_or_else(|| io::Error::other("the names of this workload are too long"))?
+            .copy_from_slice(&owner);
+        file.write_all_at(&content, 0)?;
+        let file = Arc::new(file);
+        let marker = Marker { file: file.clone(), turn: AtomicU64::new(0) };
+        let half_bytes = half_bytes(max_bytes);
+        let frame = Vec::with_capacity(16 * 1024);
+        Ok((Self { file, half_bytes, half: 0, at: 0, last: [0; 2], frame }, marker))
+    }
+
+    /// Writes the events of `batch` after the first `skip` of them. The last one is the worker's event number `last`, and
+    /// `appended` of its events are in segments. Gives false when there is no room before more of them are.
+    ///
+    /// # Errors
+    /// What the disk says; what was written before is whole all the same.
+    pub(crate) fn append(
+        &mut self,
+        disk: &Disk,
+        batch: &Batch,
+        skip: usize,
+        last: u64,
+        appended: u64,
+    ) -> io::Result<bool> {
+        encode_frame(&mut self.frame, batch, skip, last);
+        let len = self.frame.len() as u64;
+        if self.at + len > self.half_bytes {
+            let other = 1 - self.half;
+            if len > self.half_bytes || self.last[other] > appended {
+                return Ok(false);
+            }
+            (self.half, self.at) = (other, 0);
+        }
+        let offset = HEADER_BYTES + self.half as u64 * self.half_bytes + self.at;
+        disk.write_at(&self.file, &self.frame, offset)?;
+        self.at += len;
+        self.last[self.half] = last;
+        Ok(true)
+    }
+}
+
+impl Marker {
+    /// Says how far the segments have come. That it fails matters little: recovery then compares with more records.
+    pub(crate) fn mark(&self, disk: &Disk, mark: Mark) {
+        let mut slot = [0; 24];
+        slot[..4].copy_from_slice(&MARK_MAGIC.to_le_bytes());
+        slot[8..16].copy_from_slice(&mark.position.to_le_bytes());
+        slot[16..].copy_from_slice(&mark.next_seq.to_le_bytes());
+        let sum = crc32fast::hash(&slot[8..]);
+        slot[4..8].copy_from_slice(&sum.to_le_bytes());
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = disk.write_at(&self.file, &slot, MARK_SLOTS[(turn % 2) as usize]) {
+            tracing::debug!(%error, "a mark of the audit journal was not written");
+        }
+    }
+}
+
+impl Owner {
+    pub(crate) fn new(epoch: String, instance: Vec<u8>) -> Self {
+        Self { boot: this_boot(), epoch, instance }
+    }
+
+    /// Whether the machine has run on since.
+    pub(crate) fn is_of_this_boot(&self) -> bool {
+        !self.boot.is_empty() && self.boot == this_boot()
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = vec![0; 8];
+        for part in [self.boot.as_bytes(), self.epoch.as_bytes(), &self.instance] {
+            out.extend_from_slice(&(part.len() as u32).to_le_bytes());
+            out.extend_from_slice(part);
+        }
+        let sum = crc32fast::hash(&out[8..]);
+        out[..4].copy_from_slice(&OWNER_MAGIC.to_le_bytes());
+        out[4..8].copy_from_slice(&sum.to_le_bytes());
+        out
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (magic, sum) = (u32_at(bytes, 0)?, u32_at(bytes, 4)?);
+        let mut at = 8;
+        let mut part = || {
+            let len = u32_at(bytes, at)? as usize;
+            let part = bytes.get(at + 4..(at + 4).checked_add(len)?)?;
+            at += 4 + len;
+            Some(part)
+        };
+        let (boot, epoch, instance) = (part()?, part()?, part()?);
+        if magic != OWNER_MAGIC || sum != crc32fast::hash(bytes.get(8..at)?) {
+            return None;
+        }
+        let text = |part: &[u8]| String::from_utf8(part.to_vec()).ok();
+        Some(Self { boot: text(boot)?, epoch: text(epoch)?, instance: instance.to_vec() })
+    }
+}
+
+/// The journals in a folder, in the order of their workers.
+///
+/// # Errors
+/// The folder cannot be read.
+pub(crate) fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse::<u64>().ok());
+        found.extend(number.map(|number| (number, dir.join(&name))));
+    }
+    found.sort();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Removes every journal in `dir`: what they hold is in segments.
+///
+/// # Errors
+/// The disk's.
+pub(crate) fn remove_all(dir: &Path) -> io::Result<()> {
+    list(dir)?.into_iter().try_for_each(std::fs::remove_file)
+}
+
+/// Reads a journal; `None` for one that was not begun whole.
+///
+/// # Errors
+/// The file cannot be read.
+pub(crate) fn read(path: &Path) -> io::Result<Option<Left>> {
+    let content = std::fs::read(path)?;
+    let Some((header, halves)) = content.split_at_checked(HEADER_BYTES as usize) else { return Ok(None) };
+    let Some(owner) = Owner::decode(&header[OWNER_AT as usize..]) else { return Ok(None) };
+    let marks = MARK_SLOTS.iter().filter_map(|at| decode_mark(&header[*at as usize..]));
+    let mark = marks.max_by_key(|mark| mark.position).unwrap_or_default();
+    let mut frames: Vec<(u64, Vec<(u64, Event)>)> =
+        halves.chunks(halves.len().div_ceil(2).max(1)).map(read_half).collect();
+    frames.sort_by_key(|(first, _)| *first);
+    let events = frames.into_iter().flat_map(|(_, events)| events);
+    let events = events.filter(|(position, _)| *position > mark.position).map(|(_, event)| event).collect();
+    Ok(Some(Left { owner, mark, events }))
+}
+
+type Event = (Vec<u8>, Vec<u8>);
+
+/// A frame: magic, length of what follows the frame's head, checksum of all after it, number of events, number of the last
+/// one; then the lengths of each event's head and tail, then their bytes.
+fn encode_frame(frame: &mut Vec<u8>, batch: &Batch, skip: usize, last: u64) {
+    frame.clear();
+    frame.resize(FRAME_HEAD, 0);
+    let mut events = 0u32;
+    for (head, tail) in batch.pieces().skip(skip) {
+        frame.extend_from_slice(&(head.len() as u32).to_le_bytes());
+        frame.extend_from_slice(&(tail.len() as u32).to_le_bytes());
+        frame.extend_from_slice(head);
+        frame.extend_from_slice(tail);
+        events += 1;
+    }
+    let len = (frame.len() - FRAME_HEAD) as u32;
+    frame[..4].copy_from_slice(&FRAME_MAGIC.to_le_bytes());
+    frame[4..8].copy_from_slice(&len.to_le_bytes());
+    frame[12..16].copy_from_slice(&events.to_le_bytes());
+    frame[16..24].copy_from_slice(&last.to_le_bytes());
+    let sum = crc32fast::hash(&frame[12..]);
+    frame[8..12].copy_from_slice(&sum.to_le_bytes());
+}
+
+/// The events of a half with their numbers, and the first number. What an older turn left behind the newest frames has lower
+/// numbers, and a frame that a kill cut short has a wrong checksum: both end the half.
+fn read_half(half: &[u8]) -> (u64, Vec<(u64, Event)>) {
+    let mut found: Vec<(u64, Event)> = Vec::new();
+    let mut at = 0;
+    while let Some((last, events, len)) = decode_frame(&half[at..]) {
+        if found.last().is_some_and(|(newest, _)| last <= *newest) {
+            break;
+        }
+        let first = (last + 1).saturating_sub(events.len() as u64);
+        found.extend((first..).zip(events));
+        at += len;
+    }
+    (found.first().map_or(0, |(first, _)| *first), found)
+}
+
+fn decode_frame(at: &[u8]) -> Option<(u64, Vec<Event>, usize)> {
+    if u32_at(at, 0)? != FRAME_MAGIC {
+        return None;
+    }
+    let end = FRAME_HEAD.checked_add(u32_at(at, 4)? as usize)?;
+    let frame = at.get(..end)?;
+    if u32_at(frame, 8)? != crc32fast::hash(&frame[12..]) {
+        return None;
+    }
+    let (count, last) = (u32_at(frame, 12)?, u64_at(frame, 16)?);
+    let mut events = Vec::new();
+    let mut rest = &frame[FRAME_HEAD..];
+    for _ in 0..count {
+        let (head, tail) = (u32_at(rest, 0)? as usize, u32_at(rest, 4)? as usize);
+        let (head, after) = rest.get(8..)?.split_at_checked(head)?;
+        let (tail, after) = after.split_at_checked(tail)?;
+        events.push((head.to_vec(), tail.to_vec()));
+        rest = after;
+    }
+    Some((last, events, end))
+}
+
+fn decode_mark(slot: &[u8]) -> Option<Mark> {
+    let sum_is_right = u32_at(slot, 4)? == crc32fast::hash(slot.get(8..24)?);
+    let mark = Mark { position: u64_at(slot, 8)?, next_seq: u64_at(slot, 16)? };
+    (u32_at(slot, 0)? == MARK_MAGIC && sum_is_right).then_some(mark)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    bytes.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes)
+}
+
+fn this_boot() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests;
