@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 
-use crate::audit::{AuditStatus, SinkStatus, StatusReader};
+use crate::audit::{SinkStatus, StatusReader};
 use crate::logging::LogLevel;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
@@ -140,11 +140,9 @@ async fn metrics(State(state): State<AdminState>) -> Response {
     m.svid_expiry.set(state.health.tls.borrow().material().svid.not_after());
     m.audit_events.set(clamp(audit.written_events));
     m.audit_spool_bytes.set(clamp(audit.spool_bytes));
-    m.audit_backlog_bytes.set(clamp(largest_backlog(&audit)));
     m.audit_healthy.set(i64::from(audit.healthy));
     m.audit_free_bytes.set(clamp(audit.free_bytes));
     m.audit_lost_events.set(clamp(audit.lost_events));
-    m.audit_quarantined_events.set(clamp(audit.sinks.iter().map(|sink| sink.quarantined_events).sum()));
     match m.render() {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
@@ -181,16 +179,18 @@ fn policy_detail(policy: &Policy) -> Value {
 fn sink_detail(sink: &SinkStatus) -> Value {
     json!({
         "name": sink.name,
+        "type": sink.kind,
         "required": sink.required,
+        "lag_seconds": sink.lag_seconds,
         "backlog_bytes": sink.backlog_bytes,
-        "delivered_events": sink.delivered_events,
+        "backlog_events": sink.backlog_events,
+        "acked_events": sink.acked_events,
         "quarantined_events": sink.quarantined_events,
+        "retries": sink.retries,
+        "missed_segments": sink.missed_segments,
+        "last_success_unix_s": sink.last_success_unix_s,
         "last_error": sink.last_error,
     })
-}
-
-fn largest_backlog(audit: &AuditStatus) -> u64 {
-    audit.sinks.iter().map(|sink| sink.backlog_bytes).max().unwrap_or(0)
 }
 
 fn clamp(value: u64) -> i64 {

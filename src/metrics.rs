@@ -3,11 +3,16 @@
 //! A registry for each sidecar, so that several can live in one process. Handles are resolved when a worker starts;
 //! nothing is looked up by label while a request is served, and no label ever holds an identity, a path or a host.
 
+mod sinks;
+
 use http::StatusCode;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
+
+use crate::audit::StatusReader;
+use sinks::SinkMetrics;
 
 /// The metrics of one sidecar.
 #[derive(Debug, Clone)]
@@ -29,16 +34,12 @@ pub struct Metrics {
     pub audit_events: IntGauge,
     /// Bytes in the spool.
     pub audit_spool_bytes: IntGauge,
-    /// Bytes that the slowest sink has not acknowledged.
-    pub audit_backlog_bytes: IntGauge,
     /// 1 while the trail takes events.
     pub audit_healthy: IntGauge,
     /// Bytes that the spool has room for.
     pub audit_free_bytes: IntGauge,
     /// Events that a failed disk has lost in this epoch.
     pub audit_lost_events: IntGauge,
-    /// Events that sinks refused for good and that were set aside.
-    pub audit_quarantined_events: IntGauge,
 }
 
 /// One worker's handles.
@@ -119,14 +120,9 @@ impl Metrics {
             svid_expiry: gauge("svid_expiry_timestamp_seconds", "When the SVID in use expires.")?,
             audit_events: gauge("audit_events", "Events in the chain of this epoch.")?,
             audit_spool_bytes: gauge("audit_spool_bytes", "Bytes in the spool.")?,
-            audit_backlog_bytes: gauge("audit_backlog_bytes", "Bytes not acknowledged by the slowest sink.")?,
             audit_healthy: gauge("audit_healthy", "1 while the audit trail takes events.")?,
             audit_free_bytes: gauge("audit_free_bytes", "Bytes that the spool has room for.")?,
             audit_lost_events: gauge("audit_lost_events", "Events that a failed disk has lost.")?,
-            audit_quarantined_events: gauge(
-                "audit_quarantined_events",
-                "Events set aside because sinks refused them.",
-            )?,
         };
         metrics.register()?;
         // There from the start at 0: a counter that first appears at 1 hides its first increase from `increase()`.
@@ -144,6 +140,14 @@ impl Metrics {
     /// When a metric cannot be encoded.
     pub fn render(&self) -> Result<String, prometheus::Error> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// Shows the state of the audit sinks from now on.
+    ///
+    /// # Errors
+    /// Called twice.
+    pub(crate) fn watch_sinks(&self, audit: StatusReader) -> Result<(), prometheus::Error> {
+        self.registry.register(Box::new(SinkMetrics::new(audit)?))
     }
 
     /// Counts a reload of `what`.
@@ -171,7 +175,7 @@ impl Metrics {
     }
 
     fn register(&self) -> Result<(), prometheus::Error> {
-        let all: [Box<dyn prometheus::core::Collector>; 17] = [
+        let all: [Box<dyn prometheus::core::Collector>; 15] = [
             Box::new(self.decisions.clone()),
             Box::new(self.shadow_denials.clone()),
             Box::new(self.responses.clone()),
@@ -184,11 +188,9 @@ impl Metrics {
             Box::new(self.svid_expiry.clone()),
             Box::new(self.audit_events.clone()),
             Box::new(self.audit_spool_bytes.clone()),
-            Box::new(self.audit_backlog_bytes.clone()),
             Box::new(self.audit_healthy.clone()),
             Box::new(self.audit_free_bytes.clone()),
             Box::new(self.audit_lost_events.clone()),
-            Box::new(self.audit_quarantined_events.clone()),
         ];
         all.into_iter().try_for_each(|metric| self.registry.register(metric))
     }

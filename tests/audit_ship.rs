@@ -16,15 +16,16 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use phiward::audit::{Audit, Endpoint, FindingKind, ShipTiming, Shipper, SinkConfig, SpoolConfig, verify};
+use phiward::audit::{Audit, FindingKind, ShipTiming, Shipper, SinkConfig, SinkKind, SpoolConfig, verify};
 use phiward::collector::{Collector, CollectorConfig, CollectorError};
 use tokio::sync::{oneshot, watch};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn sink(name: &str, https: bool) -> SinkConfig {
-    let endpoint = Endpoint { https, host: "collector.audit".into(), port: 15200 };
-    SinkConfig { name: name.into(), endpoint, required: true }
+    let mut sink = sink_of(name, SinkKind::Phiward);
+    sink.endpoint.https = https;
+    sink
 }
 
 fn shipper(audit: &Audit, sink: &SinkConfig, to: SocketAddr) -> Shipper {
@@ -128,7 +129,7 @@ fn a_running_shipper_notices_new_events_by_itself() {
         let delivered = async {
             for round in 1..=3 {
                 requests_beside(&audit).await;
-                while audit.status().sinks[0].delivered_events < 1 + 20 * round {
+                while audit.status().sinks[0].acked_events < 1 + 20 * round {
                     tokio::task::yield_now().await;
                 }
             }
@@ -315,7 +316,7 @@ fn a_restart_goes_on_where_the_cursor_is() {
             let mut shipper = shipper(&audit, &sink, collector.addr);
             assert_eq!(shipper.finish(PATIENCE).await, 0);
             // audit.open and 200 events, and from the second round on the audit.close of the process before.
-            assert_eq!(audit.status().sinks[0].delivered_events, 201 + u64::from(round > 0));
+            assert_eq!(audit.status().sinks[0].acked_events, 201 + u64::from(round > 0));
         });
         audit.close().unwrap();
     }
@@ -439,7 +440,7 @@ fn over_tls_only_a_sender_with_a_certificate_delivers() {
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
     let issue = |issuer: Option<&rcgen::Issuer<'_, rcgen::KeyPair>>| {
         let key = rcgen::KeyPair::generate().unwrap();
-        let mut params = rcgen::CertificateParams::new(vec!["0.0.0.0".to_owned()]).unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["collector.audit".to_owned()]).unwrap();
         if issuer.is_none() {
             params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         }
@@ -490,7 +491,7 @@ fn over_tls_only_a_sender_with_a_certificate_delivers() {
             () = shipper.run() => unreachable!(),
             () = until(|| audit.status().sinks[0].last_error.is_some()) => {}
         }
-        assert_eq!(audit.status().sinks[0].delivered_events, 0);
+        assert_eq!(audit.status().sinks[0].acked_events, 0);
         tls.send(Arc::new(known)).unwrap();
         assert_eq!(shipper.finish(PATIENCE).await, 0);
     });

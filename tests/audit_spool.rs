@@ -1,6 +1,6 @@
 //! The spool across workers, crashes and restarts.
 
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::print_stdout, clippy::unwrap_used, missing_docs)]
 
 mod audit_support;
 
@@ -11,8 +11,8 @@ use std::process::{Command, Stdio};
 
 use audit_support::*;
 use phiward::audit::{
-    Audit, AuditError, Durability, Endpoint, FindingKind, OnFailure, RecorderSeed, ShipTiming, SinkConfig,
-    SpoolConfig, Unavailable, verify,
+    Audit, AuditError, Durability, FindingKind, OnFailure, RecorderSeed, ShipTiming, SinkKind, SpoolConfig,
+    Unavailable, verify,
 };
 
 /// If this fails, requests are forwarded without their record, or recorded twice, when workers run side by side.
@@ -215,8 +215,7 @@ fn a_full_spool_refuses_or_counts_and_tells_the_gap() {
 #[test]
 fn what_a_sink_has_not_acknowledged_stays_when_space_is_short() {
     let dir = tempfile::tempdir().unwrap();
-    let endpoint = Endpoint { https: false, host: "127.0.0.1".into(), port: 9 };
-    let sink = SinkConfig { name: "collector".into(), endpoint, required: true };
+    let sink = sink_of("collector", SinkKind::Phiward);
     let small = SpoolConfig { max_bytes: MIB, ..config(dir.path()) };
     let audit = Audit::start(small, &instance(), std::slice::from_ref(&sink)).unwrap();
     let timing = ShipTiming::default();

@@ -192,13 +192,16 @@ impl Batch {
                 });
                 "audit.open"
             }
-            TrailEvent::Quarantine { sink, status, first_id, last_id, events } => {
+            TrailEvent::Quarantine { sink, reason, status, first_id, last_id, events } => {
                 self.tail().object("quarantine", |m| {
                     m.number("events", *events);
                     m.text("first_id", first_id);
                     m.text("last_id", last_id);
+                    m.text("reason", reason);
                     m.text("sink", sink);
-                    m.number("status", u64::from(*status));
+                    if let Some(status) = status {
+                        m.number("status", u64::from(*status));
+                    }
                 });
                 "audit.quarantine"
             }
@@ -241,7 +244,14 @@ pub(crate) enum TrailEvent {
     /// What was let pass or refused while the spool took no events.
     Gap { from_unix_ns: u64, to_unix_ns: u64, allowed: u64, denied: u64 },
     /// What a sink refused for good and was set aside.
-    Quarantine { sink: String, status: u16, first_id: String, last_id: String, events: u64 },
+    Quarantine {
+        sink: String,
+        reason: &'static str,
+        status: Option<u16>,
+        first_id: String,
+        last_id: String,
+        events: u64,
+    },
 }
 
 /// The last record of the epoch before.

@@ -14,26 +14,35 @@
 //! A request is forwarded only after its decision reached the durability that was configured; see [`Recorder`]. The spool is
 //! a folder of NDJSON segments, so `cat`, `grep` and `jq` work on it at 3 a.m.
 
+mod batch;
 mod chain;
 mod check;
 mod clock;
 mod cursor;
 mod encode;
 mod event;
+mod feed;
 mod journal;
 mod json;
 mod layout;
 mod lines;
+mod progress;
 mod pseudonym;
 mod quarantine;
 mod read;
 mod recorder;
 mod recover;
 mod replay;
+mod secret;
 mod segment;
 mod ship;
 mod show;
-mod sink_phiward;
+mod sink;
+mod sink_elasticsearch;
+mod sink_http;
+mod sink_ndjson;
+mod sink_otlp;
+mod sink_splunk;
 mod spool;
 mod sync;
 mod verify;
@@ -52,19 +61,24 @@ pub use event::{
     AccessComplete, AccessDecision, ConnFacts, ConnFragment, ConnRejected, ControlEvent, Decision, Direction,
     HttpFacts, InstanceFacts, PolicyFragment, ResponseFacts, ShadowFacts, SubjectFacts, TlsFacts,
 };
+pub use progress::SinkStatus;
 pub use pseudonym::{KeyFileError, MIN_KEY_BYTES, Pseudonym, PseudonymKey};
 pub use read::{Follower, for_each};
 pub use recorder::{Recorded, Recorder, RecorderSeed, Reservation, Unavailable};
+pub use secret::{Credentials, SecretError, SecretFile};
 pub use ship::{ShipTiming, Shipper};
 pub use show::{Paint, summary};
+pub use sink::{Endpoint, HecOptions, SinkConfig, SinkKind};
+pub use sink_http::ExtraHeader;
 pub use spool::{Durability, MIN_SPOOL_BYTES, OnFailure, SEGMENT_BYTES, SpoolConfig};
 pub use verify::{EpochReport, Finding, FindingKind, Report, VerifyError, verify};
 
 use chain::{Chain, Epoch};
 use clock::{InstantText, unix_ns};
 use encode::{Batch, TrailEvent};
+use progress::SinkState;
 use segment::{Disk, SegmentFile};
-use spool::{Health, Segment, Shared, SinkState};
+use spool::{Health, Segment, Shared};
 use writer::{Message, Writer};
 
 /// What a collector shares with the spool: one format, one way to check it.
@@ -108,28 +122,6 @@ pub enum AuditError {
     /// The last events could not be written.
     #[error("the last audit events could not be written: {0}")]
     Unwritten(String),
-}
-
-/// Where delivered events go, as far as the spool is concerned.
-#[derive(Debug, Clone)]
-pub struct SinkConfig {
-    /// Names the cursor file; letters, digits, `-`, `_` and `.`.
-    pub name: String,
-    /// The collector.
-    pub endpoint: Endpoint,
-    /// Whether segments are kept until this sink has acknowledged them. When no sink is required, all of them count.
-    pub required: bool,
-}
-
-/// A collector's address as configured.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    /// `https://` rather than `http://`.
-    pub https: bool,
-    /// The host name or address.
-    pub host: String,
-    /// The port.
-    pub port: u16,
 }
 
 /// A running audit trail. Workers record through [`Audit::recorder`].
@@ -178,23 +170,6 @@ pub struct AuditStatus {
     pub sinks: Vec<SinkStatus>,
 }
 
-/// The state of one sink.
-#[derive(Debug, Clone)]
-pub struct SinkStatus {
-    /// Its name.
-    pub name: String,
-    /// Whether segments wait for it.
-    pub required: bool,
-    /// Bytes it has not acknowledged.
-    pub backlog_bytes: u64,
-    /// Events it has acknowledged to this process.
-    pub delivered_events: u64,
-    /// Events it refused for good, which were set aside.
-    pub quarantined_events: u64,
-    /// Why the last attempt failed; absent after a success.
-    pub last_error: Option<String>,
-}
-
 impl Audit {
     /// Locks and repairs the spool, begins an epoch with `audit.open` on disk, and starts the writer.
     ///
@@ -230,8 +205,7 @@ impl Audit {
         let name = segment::name(chain.epoch(), 0);
         segments.push_back(Segment { ordinal: segments.len() as u64, name, bytes: file.len() });
         let other_bytes = recover::other_bytes(&config.dir).map_err(io_error)?;
-        let sinks =
-            sinks.iter().map(|sink| Arc::new(SinkState::new(sink.name.clone(), sink.required))).collect();
+        let sinks = sinks.iter().map(|sink| Arc::new(SinkState::new(sink))).collect();
         let epoch = chain.epoch().as_str().to_owned();
         let shared = Arc::new(Shared::new(config, epoch, instance, sinks, segments, other_bytes));
         shared.written_events.store(1, Ordering::Release);
@@ -299,14 +273,7 @@ impl StatusReader {
         let free = shared.free.load(Ordering::Acquire).max(0) as u64;
         // Let go of before the sinks' backlogs are asked for, which look at the segments too.
         let spool_bytes = shared.tail().segments.iter().map(|segment| segment.bytes).sum();
-        let sinks = shared.sinks.iter().map(|sink| SinkStatus {
-            name: sink.name.clone(),
-            required: sink.required,
-            backlog_bytes: shared.backlog(sink),
-            delivered_events: sink.events.load(Ordering::Acquire),
-            quarantined_events: sink.quarantined.load(Ordering::Acquire),
-            last_error: spool::lock(&sink.last_error).clone(),
-        });
+        let sinks = shared.sinks.iter().map(|sink| sink.status(shared));
         AuditStatus {
             epoch: shared.epoch.clone(),
             written_events: shared.written_events.load(Ordering::Acquire),

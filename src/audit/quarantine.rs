@@ -1,16 +1,14 @@
-//! Batches that a sink refused for good: set aside on disk, never dropped.
+//! Events that a sink refused for good: set aside on disk, never dropped.
 //!
-//! Owns the folder `quarantine/` in the spool. An operator who has mended the sink can post the files by hand, because they
-//! are what was refused, byte for byte.
+//! Owns the folder `quarantine/` in the spool. An operator who has mended the sink can send the files by hand, because they
+//! hold the events byte for byte as they stand in the spool.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use aws_lc_rs::digest::{SHA256, digest};
-
+use super::batch;
 use super::chain::Record;
-use super::json;
 use super::recover::QUARANTINE;
 
 /// A batch that was set aside.
@@ -20,6 +18,8 @@ pub(crate) struct Kept {
     pub(crate) last_id: String,
     /// Whether the batch held nothing but events about such batches.
     pub(crate) only_quarantine_events: bool,
+    /// Whether it was set aside before, by a process that died before it could say so.
+    pub(crate) known: bool,
 }
 
 /// Writes a batch to a file of its own and syncs it.
@@ -39,24 +39,18 @@ pub(crate) fn keep(dir: &Path, sink: &str, batch: &[u8]) -> io::Result<Kept> {
     }
     let first_id = ids.first().cloned().unwrap_or_default();
     let last_id = ids.last().cloned().unwrap_or_default();
-    let path = dir.join(format!("{sink}-{}.ndjson", file_stem(&first_id, batch)));
+    // The digest keeps a batch that begins with the same event and ends with another from replacing this one.
+    let digest = batch::digest_hex(batch);
+    let stem = if first_id.is_empty() { String::new() } else { format!("{}-", first_id.replace(':', "-")) };
+    let path = dir.join(format!("{sink}-{stem}{}.ndjson", &digest[..16]));
+    let known = path.exists();
     let temporary = path.with_extension("new");
     let mut file = File::create(&temporary)?;
     file.write_all(batch)?;
     file.sync_all()?;
     std::fs::rename(&temporary, &path)?;
     File::open(&dir)?.sync_all()?;
-    Ok(Kept { path, first_id, last_id, only_quarantine_events })
-}
-
-/// The first record's id, or the digest of a batch that has no readable record: the same batch gets the same name.
-fn file_stem(first_id: &str, batch: &[u8]) -> String {
-    if !first_id.is_empty() {
-        return first_id.replace(':', "-");
-    }
-    let mut hex = Vec::with_capacity(64);
-    json::hex(&mut hex, digest(&SHA256, batch).as_ref());
-    String::from_utf8_lossy(&hex).into_owned()
+    Ok(Kept { path, first_id, last_id, only_quarantine_events, known })
 }
 
 #[cfg(test)]

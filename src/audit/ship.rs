@@ -4,8 +4,8 @@
 //! nothing. Owns the cursor, the pace and the quarantine. A batch leaves the front of the queue in two ways only:
 //! acknowledged, or set aside in `quarantine/` with an event that says so.
 
-use std::fs::File;
-use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,21 +17,23 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::clock::unix_ns;
 use super::cursor::{CursorFile, Place};
 use super::encode::TrailEvent;
-use super::quarantine;
-use super::sink_phiward::{Answer, Client};
-use super::spool::{Shared, SinkState, lock};
+use super::feed::{count_in_background, find, older_segments, read_lines};
+use super::progress::SinkState;
+use super::sink::{Answer, BatchLimit, Refusal, Sink, SinkConfig};
+use super::sink_http::Route;
+use super::spool::{Shared, lock};
 use super::writer::Message;
-use super::{Audit, AuditError, SinkConfig};
+use super::{Audit, AuditError};
+use super::{batch, quarantine, segment};
 
-/// The most events in one batch.
-pub(crate) const MAX_BATCH_EVENTS: usize = 2048;
-/// The most bytes in one batch.
-const MAX_BATCH_BYTES: u64 = 1024 * 1024;
+/// No batch is made smaller than this, which holds the longest line.
+const LEAST_BATCH_BYTES: u64 = 128 * 1024;
 /// How often the cursor is saved while there is more to send. Being behind costs duplicates after a crash, nothing else.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
-/// The longest that a collector may ask to wait.
+/// The longest that a receiver may ask to wait.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// How a shipper paces itself.
@@ -61,14 +63,17 @@ impl Default for ShipTiming {
 /// Delivers to one sink. Run it on the control thread; dropping [`Shipper::run`] at any point loses nothing.
 pub struct Shipper {
     shared: Arc<Shared>,
-    sink: Arc<SinkState>,
+    state: Arc<SinkState>,
     writer: Sender<Message>,
-    client: Client,
+    sink: Sink,
     cursor: CursorFile,
     timing: ShipTiming,
+    limit: BatchLimit,
     /// The segment that is read, by its ordinal, and how far it was acknowledged.
     ordinal: u64,
     offset: u64,
+    /// What is being delivered; kept here, so that a flush goes on where the run was given up.
+    current: Option<Current>,
     unsaved: bool,
     saved: Instant,
     failures: u32,
@@ -76,19 +81,31 @@ pub struct Shipper {
     spare: Vec<u8>,
 }
 
-/// A part of one segment, made of whole lines.
-struct SpoolBatch {
-    bytes: Bytes,
+/// A batch on its way: whole lines of one segment, which a refusal can have taken apart.
+struct Current {
+    /// What is still to be delivered, the next part last.
+    parts: Vec<Bytes>,
+    bytes: u64,
     events: u64,
+    own_epoch: bool,
     /// Whether more is there already.
     more: bool,
+}
+
+/// The segment at the cursor.
+struct Here {
+    path: PathBuf,
+    /// Bytes of it that are not acknowledged.
+    available: u64,
+    own_epoch: bool,
+    is_last: bool,
 }
 
 impl Audit {
     /// The shipper of a sink that the trail was started with.
     ///
     /// `resolved` gives the addresses of the endpoint's host and `tls` the newest client configuration, whose verifier
-    /// checks the collector's SPIFFE ID (needed for an `https` endpoint).
+    /// checks who the receiver is (needed for an `https` endpoint).
     ///
     /// # Errors
     /// The trail was started without this sink, or the cursor file cannot be used.
@@ -99,22 +116,25 @@ impl Audit {
         tls: Option<watch::Receiver<Arc<rustls::ClientConfig>>>,
         timing: ShipTiming,
     ) -> Result<Shipper, AuditError> {
-        let sink = self.shared.sinks.iter().find(|sink| sink.name == config.name);
-        let sink = sink.ok_or_else(|| AuditError::SinkName { name: config.name.clone() })?.clone();
+        let state = self.shared.sinks.iter().find(|state| state.name == config.name);
+        let state = state.ok_or_else(|| AuditError::SinkName { name: config.name.clone() })?.clone();
         let dir = &self.shared.config.dir;
-        let (cursor, place) = CursorFile::open(dir, &sink.name)
+        let (cursor, place) = CursorFile::open(dir, &state.name)
             .map_err(|error| AuditError::Spool { path: dir.clone(), error })?;
         let (ordinal, offset) = find(&self.shared, place);
-        sink.acknowledged(ordinal, offset);
+        state.acknowledged(ordinal, offset);
+        let sink = Sink::new(config, Route { resolved, tls }, timing.attempt);
         Ok(Shipper {
             shared: self.shared.clone(),
-            sink,
+            state,
             writer: self.writer.clone(),
-            client: Client::new(config.endpoint.clone(), resolved, tls),
+            limit: sink.limit(),
+            sink,
             cursor,
             timing,
             ordinal,
             offset,
+            current: None,
             unsaved: false,
             saved: Instant::now(),
             failures: 0,
@@ -126,17 +146,9 @@ impl Audit {
 impl Shipper {
     /// Delivers for ever.
     pub async fn run(&mut self) {
+        self.count_older_epochs();
         loop {
-            let more = match self.next_batch().await {
-                Some(batch) => {
-                    self.deliver(&batch).await;
-                    if batch.more {
-                        self.spare = batch.bytes.try_into_mut().map_or_else(|_| Vec::new(), Vec::from);
-                    }
-                    batch.more
-                }
-                None => false,
-            };
+            let more = self.deliver_next().await.unwrap_or(false);
             if self.saved.elapsed() >= SAVE_EVERY {
                 self.save().await;
             }
@@ -147,12 +159,12 @@ impl Shipper {
     }
 
     async fn wait_for_data(&mut self) {
-        let sink = self.sink.clone();
-        if self.unsaved && tokio::time::timeout(SAVE_EVERY, sink.new_data.notified()).await.is_err() {
+        let state = self.state.clone();
+        if self.unsaved && tokio::time::timeout(SAVE_EVERY, state.new_data.notified()).await.is_err() {
             self.save().await;
         }
         if !self.unsaved {
-            sink.new_data.notified().await;
+            state.new_data.notified().await;
         }
         tokio::time::sleep(self.timing.linger).await;
     }
@@ -160,19 +172,28 @@ impl Shipper {
     /// Delivers what is in the spool, for at most `deadline`, and returns how many bytes are left. The last thing before a
     /// process ends; what is left is delivered by the next process.
     pub async fn finish(&mut self, deadline: Duration) -> u64 {
-        let all = async {
-            while let Some(batch) = self.next_batch().await {
-                self.deliver(&batch).await;
-            }
-        };
+        let all = async { while self.deliver_next().await.is_some() {} };
         let _ = tokio::time::timeout(deadline, all).await; // the rest is returned
         self.save().await;
-        self.shared.backlog(&self.sink)
+        self.state.backlog_bytes(&self.shared)
     }
 
-    async fn next_batch(&mut self) -> Option<SpoolBatch> {
+    /// Brings one batch to an end, however long it takes, and tells whether more is there; `None` when nothing is left.
+    async fn deliver_next(&mut self) -> Option<bool> {
+        if self.current.is_none() {
+            self.current = Some(self.next_batch().await?);
+        }
+        self.deliver().await;
+        let done = self.current.take()?;
+        self.state.oldest_ns.store(0, Ordering::Release);
+        self.state.passed(done.events, done.own_epoch);
+        self.acknowledge(self.offset + done.bytes);
+        Some(done.more)
+    }
+
+    async fn next_batch(&mut self) -> Option<Current> {
         loop {
-            let (path, available, is_last) = self.here()?;
+            let Here { path, available, own_epoch, is_last } = self.here()?;
             if available == 0 && is_last {
                 return None;
             }
@@ -182,19 +203,22 @@ impl Shipper {
                 let _ = self.writer.send(Message::Delivered); // a closed trail removes nothing
                 continue;
             }
-            let (offset, wanted) = (self.offset, available.min(MAX_BATCH_BYTES));
-            let buffer = std::mem::take(&mut self.spare);
-            let read = tokio::task::spawn_blocking(move || read_lines(&path, offset, wanted, buffer)).await;
+            let (offset, wanted) = (self.offset, available.min(self.limit.bytes));
+            let (buffer, most) = (std::mem::take(&mut self.spare), self.limit.events);
+            let read =
+                tokio::task::spawn_blocking(move || read_lines(&path, offset, wanted, most, buffer)).await;
             match read.unwrap_or_else(|_| Err(io::Error::other("reading was interrupted"))) {
-                Ok((bytes, events)) => {
-                    let more = !is_last || available > bytes.len() as u64;
-                    return Some(SpoolBatch { bytes, events, more });
+                Ok((lines, events)) => {
+                    let bytes = lines.len() as u64;
+                    let more = !is_last || available > bytes;
+                    return Some(Current { parts: vec![lines], bytes, events, own_epoch, more });
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !is_last => {
                     tracing::error!(
-                        sink = self.sink.name,
+                        sink = self.state.name,
                         "a segment of the audit spool was removed before it was delivered"
                     );
+                    self.state.missed_segments.fetch_add(1, Ordering::Release);
                     self.acknowledge(offset + available);
                 }
                 Err(error) => self.wait_after(format!("the spool cannot be read: {error}"), None).await,
@@ -202,63 +226,138 @@ impl Shipper {
         }
     }
 
-    /// The segment at the cursor, how many bytes of it are not acknowledged, and whether it is the newest.
-    fn here(&mut self) -> Option<(PathBuf, u64, bool)> {
-        let tail = self.shared.tail();
-        let first = tail.segments.front()?.ordinal;
-        if self.ordinal < first {
+    /// The segment at the cursor.
+    fn here(&mut self) -> Option<Here> {
+        let shared = self.shared.clone();
+        let tail = shared.tail();
+        let first = tail.segments.front()?;
+        if self.ordinal < first.ordinal {
             // Only a sink that is not required can be behind a segment that was removed.
-            (self.ordinal, self.offset) = (first, 0);
+            let missed = first.ordinal - self.ordinal;
+            tracing::error!(
+                sink = self.state.name,
+                segments = missed,
+                "the spool was full, and segments were removed before this sink had them: it is not required"
+            );
+            self.state.missed_segments.fetch_add(missed, Ordering::Release);
+            (self.ordinal, self.offset) = (first.ordinal, 0);
+            let first_seq = segment::parse_name(&first.name).map_or(0, |(_, seq)| seq);
+            if first.name.starts_with(&shared.epoch) {
+                self.state.own_events.store(first_seq, Ordering::Release);
+            }
+            self.state.older_events.store(0, Ordering::Release);
+            let older = older_segments(&shared, &tail.segments, self.ordinal, 0);
+            count_in_background(self.state.clone(), older);
         }
-        let at = self.ordinal - first;
-        let segment = tail.segments.get(usize::try_from(at).ok()?)?;
-        let is_last = at as usize + 1 == tail.segments.len();
-        let path = self.shared.config.dir.join(&segment.name);
-        Some((path, segment.bytes.saturating_sub(self.offset), is_last))
+        let at = usize::try_from(self.ordinal - first.ordinal).ok()?;
+        let here = tail.segments.get(at)?;
+        Some(Here {
+            path: shared.config.dir.join(&here.name),
+            available: here.bytes.saturating_sub(self.offset),
+            own_epoch: here.name.starts_with(&shared.epoch),
+            is_last: at + 1 == tail.segments.len(),
+        })
     }
 
-    /// Brings one batch to an end, however long it takes.
-    async fn deliver(&mut self, batch: &SpoolBatch) {
+    /// Delivers every part of the current batch, one after the other.
+    async fn deliver(&mut self) {
         loop {
-            let attempt =
-                tokio::time::timeout(self.timing.attempt, self.client.post(batch.bytes.clone())).await;
-            match attempt {
-                Ok(Answer::Acknowledged) => break,
-                Ok(Answer::Refused(status)) => match self.quarantine(batch, status).await {
-                    Ok(()) => break,
-                    Err(error) => {
-                        self.wait_after(format!("a batch cannot be set aside: {error}"), None).await
+            let Some(part) = self.current.as_ref().and_then(|current| current.parts.last().cloned()) else {
+                return;
+            };
+            self.state
+                .oldest_ns
+                .store(batch::time_ns(batch::first_line(&part)).unwrap_or(0), Ordering::Release);
+            match self.sink.send(&part).await {
+                Answer::Acknowledged => {
+                    self.taken(batch::count(&part));
+                    self.replace_part([]);
+                    self.recycle(part);
+                }
+                Answer::Later { why, retry_after } => self.wait_after(why, retry_after).await,
+                Answer::TooLarge => match batch::halves(&part) {
+                    Some((first, second)) => {
+                        // The next batches are made smaller at once: each would cost a transfer in vain.
+                        self.limit.bytes = (part.len() as u64 / 2).clamp(LEAST_BATCH_BYTES, self.limit.bytes);
+                        self.replace_part([second, first]);
                     }
+                    None => self.set_aside(&part, Refusal::TOO_LARGE).await,
                 },
-                Ok(Answer::Later { why, retry_after }) => self.wait_after(why, retry_after).await,
-                Err(_) => self.wait_after("the collector did not answer in time".into(), None).await,
+                Answer::Refused(refusal) => self.set_aside(&part, refusal).await,
+                Answer::Partly { refused, again, why } => self.divide(&part, refused, &again, why).await,
             }
         }
-        if self.failures > 0 {
-            tracing::info!(sink = self.sink.name, "the audit sink takes events again");
-            self.failures = 0;
-            *lock(&self.sink.last_error) = None;
+    }
+
+    /// Some lines are refused, some are to be sent again, and the rest was taken.
+    async fn divide(
+        &mut self,
+        part: &Bytes,
+        refused: Vec<(usize, Refusal)>,
+        again: &[usize],
+        why: Option<String>,
+    ) {
+        let taken = batch::count(part).saturating_sub((refused.len() + again.len()) as u64);
+        let mut by_reason: BTreeMap<Refusal, Vec<usize>> = BTreeMap::new();
+        for (line, refusal) in refused {
+            by_reason.entry(refusal).or_default().push(line);
         }
-        self.sink.events.fetch_add(batch.events, Ordering::Release);
-        self.acknowledge(self.offset + batch.bytes.len() as u64);
+        let rest = (!again.is_empty()).then(|| batch::pick(part, again));
+        // Set aside before anything is forgotten: given up half-way, the whole part is sent again.
+        for (refusal, lines) in by_reason {
+            self.keep(&batch::pick(part, &lines), refusal).await;
+        }
+        if taken > 0 {
+            self.taken(taken);
+        }
+        self.replace_part(rest);
+        if let Some(why) = why {
+            self.wait_after(why, None).await;
+        }
+    }
+
+    /// Puts `parts`, the next one last, in the place of the part that was sent.
+    fn replace_part(&mut self, parts: impl IntoIterator<Item = Bytes>) {
+        if let Some(current) = &mut self.current {
+            current.parts.pop();
+            current.parts.extend(parts);
+        }
+    }
+
+    /// The receiver has taken `events`.
+    fn taken(&mut self, events: u64) {
+        if self.failures > 0 {
+            tracing::info!(sink = self.state.name, "the audit sink takes events again");
+        }
+        self.failures = 0;
+        *lock(&self.state.last_error) = None;
+        self.state.acked.fetch_add(events, Ordering::Release);
+        self.state.last_success.store(unix_ns() / 1_000_000_000, Ordering::Release);
+    }
+
+    fn recycle(&mut self, part: Bytes) {
+        if self.current.as_ref().is_some_and(|current| current.more && part.len() as u64 == current.bytes) {
+            self.spare = part.try_into_mut().map_or_else(|_| Vec::new(), Vec::from);
+        }
     }
 
     fn acknowledge(&mut self, offset: u64) {
         self.offset = offset;
         self.unsaved = true;
-        self.sink.acknowledged(self.ordinal, offset);
+        self.state.acknowledged(self.ordinal, offset);
     }
 
     /// Full jitter: a random part of an exponentially growing span, so that many sidecars do not come back at once.
     async fn wait_after(&mut self, why: String, retry_after: Option<Duration>) {
         if self.failures == 0 {
             tracing::warn!(
-                sink = self.sink.name,
+                sink = self.state.name,
                 why,
                 "the audit sink takes no events; they stay in the spool"
             );
         }
-        *lock(&self.sink.last_error) = Some(why);
+        *lock(&self.state.last_error) = Some(why);
+        self.state.retries.fetch_add(1, Ordering::Release);
         let span =
             self.timing.retry_min.saturating_mul(1 << self.failures.min(16)).min(self.timing.retry_max);
         self.failures = self.failures.saturating_add(1);
@@ -266,27 +365,49 @@ impl Shipper {
         tokio::time::sleep(span.mul_f64(fastrand::f64()).max(asked)).await;
     }
 
-    async fn quarantine(&self, batch: &SpoolBatch, status: u16) -> io::Result<()> {
-        let (dir, sink, bytes) =
-            (self.shared.config.dir.clone(), self.sink.name.clone(), batch.bytes.clone());
-        let kept = tokio::task::spawn_blocking(move || quarantine::keep(&dir, &sink, &bytes)).await;
+    /// Sets the whole part aside.
+    async fn set_aside(&mut self, part: &Bytes, refusal: Refusal) {
+        self.keep(part, refusal).await;
+        self.replace_part([]);
+    }
+
+    /// Keeps refused events on disk, and tries until they are there.
+    async fn keep(&mut self, refused: &Bytes, refusal: Refusal) {
+        while let Err(error) = self.quarantine(refused, refusal).await {
+            self.wait_after(format!("refused events cannot be set aside: {error}"), None).await;
+        }
+    }
+
+    async fn quarantine(&self, refused: &Bytes, refusal: Refusal) -> io::Result<()> {
+        let (dir, sink, lines) = (self.shared.config.dir.clone(), self.state.name.clone(), refused.clone());
+        let kept = tokio::task::spawn_blocking(move || quarantine::keep(&dir, &sink, &lines)).await;
         let kept = kept.map_err(io::Error::other)??;
-        tracing::error!(sink = self.sink.name, status, events = batch.events, path = %kept.path.display(),
-            "the audit sink refuses a batch for good; it was set aside");
-        self.shared.free.fetch_sub(batch.bytes.len() as i64, Ordering::AcqRel);
-        self.sink.quarantined.fetch_add(batch.events, Ordering::Release);
+        let events = batch::count(refused);
+        tracing::error!(sink = self.state.name, reason = refusal.reason, status = refusal.status, events,
+            path = %kept.path.display(), "the audit sink refuses events for good; they were set aside");
+        if !kept.known {
+            self.shared.free.fetch_sub(refused.len() as i64, Ordering::AcqRel);
+        }
+        self.state.quarantined.fetch_add(events, Ordering::Release);
         // A sink that refuses everything refuses these events too: without this they would breed for ever.
         if !kept.only_quarantine_events {
             let event = TrailEvent::Quarantine {
-                sink: self.sink.name.clone(),
-                status,
+                sink: self.state.name.clone(),
+                reason: refusal.reason,
+                status: refusal.status,
                 first_id: kept.first_id,
                 last_id: kept.last_id,
-                events: batch.events,
+                events,
             };
             let _ = self.writer.send(Message::Trail(Box::new(event))); // a closed trail has its file in quarantine/
         }
         Ok(())
+    }
+
+    /// What earlier processes have left, for the figure of events that wait.
+    fn count_older_epochs(&self) {
+        let older = older_segments(&self.shared, &self.shared.tail().segments, self.ordinal, self.offset);
+        count_in_background(self.state.clone(), older);
     }
 
     async fn save(&mut self) {
@@ -303,45 +424,8 @@ impl Shipper {
         let Some(segment) = name else { return };
         let (cursor, place) = (self.cursor.clone(), Place { segment, offset: self.offset });
         if let Ok(Err(error)) = tokio::task::spawn_blocking(move || cursor.save(&place)).await {
-            tracing::warn!(sink = self.sink.name, %error, "the cursor of an audit sink cannot be saved");
+            tracing::warn!(sink = self.state.name, %error, "the cursor of an audit sink cannot be saved");
         }
         self.saved = Instant::now();
     }
-}
-
-/// Where a cursor points among the segments that are there: when its own is gone, at the next one.
-fn find(shared: &Shared, place: Option<Place>) -> (u64, u64) {
-    let tail = shared.tail();
-    let first = tail.segments.front().map_or(0, |segment| segment.ordinal);
-    let Some(place) = place else { return (first, 0) };
-    match tail.segments.iter().find(|segment| segment.name >= place.segment) {
-        Some(segment) if segment.name == place.segment => (segment.ordinal, place.offset.min(segment.bytes)),
-        Some(segment) => (segment.ordinal, 0),
-        None => (first, 0),
-    }
-}
-
-/// Reads whole lines into `buffer`: at most `wanted` bytes and [`MAX_BATCH_EVENTS`] lines.
-fn read_lines(path: &PathBuf, offset: u64, wanted: u64, mut buffer: Vec<u8>) -> io::Result<(Bytes, u64)> {
-    buffer.clear();
-    buffer.reserve(wanted as usize); // at most 1 MiB
-    let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(offset))?;
-    if file.take(wanted).read_to_end(&mut buffer)? as u64 != wanted {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    let mut events = 0;
-    let mut end = 0;
-    for at in memchr::memchr_iter(b'\n', &buffer).take(MAX_BATCH_EVENTS) {
-        end = at + 1;
-        events += 1;
-    }
-    if end == 0 {
-        return Err(io::Error::other(format!(
-            "{}: no record ends within 1 MiB after byte {offset}",
-            path.display()
-        )));
-    }
-    buffer.truncate(end);
-    Ok((Bytes::from(buffer), events))
 }

@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use super::encode::Batch;
 use super::journal::Marker;
+use super::progress::SinkState;
 use super::segment::Disk;
 
 /// How long a segment grows before the next one is begun, unless told otherwise: 16 MiB.
@@ -140,19 +141,6 @@ pub(crate) struct WorkerLink {
     pub(crate) spare: Mutex<Vec<Batch>>,
 }
 
-/// What one sink has acknowledged.
-pub(crate) struct SinkState {
-    pub(crate) name: String,
-    pub(crate) required: bool,
-    pub(crate) new_data: Notify,
-    /// Every segment before this ordinal was acknowledged, and this many bytes of it.
-    pub(crate) ordinal: AtomicU64,
-    pub(crate) offset: AtomicU64,
-    pub(crate) events: AtomicU64,
-    pub(crate) quarantined: AtomicU64,
-    pub(crate) last_error: Mutex<Option<String>>,
-}
-
 impl Shared {
     pub(crate) fn new(
         config: SpoolConfig,
@@ -231,35 +219,6 @@ impl Shared {
         let any_required = self.sinks.iter().any(|sink| sink.required);
         let counts = self.sinks.iter().filter(|sink| sink.required || !any_required);
         counts.map(|sink| sink.ordinal.load(Ordering::Acquire)).min()
-    }
-
-    /// Bytes that `sink` has not acknowledged.
-    pub(crate) fn backlog(&self, sink: &SinkState) -> u64 {
-        let (ordinal, offset) = (sink.ordinal.load(Ordering::Acquire), sink.offset.load(Ordering::Acquire));
-        let tail = self.tail();
-        let bytes = tail.segments.iter().filter(|s| s.ordinal >= ordinal).map(|s| s.bytes).sum::<u64>();
-        bytes.saturating_sub(offset)
-    }
-}
-
-impl SinkState {
-    pub(crate) fn new(name: String, required: bool) -> Self {
-        Self {
-            name,
-            required,
-            new_data: Notify::new(),
-            ordinal: AtomicU64::new(0),
-            offset: AtomicU64::new(0),
-            events: AtomicU64::new(0),
-            quarantined: AtomicU64::new(0),
-            last_error: Mutex::new(None),
-        }
-    }
-
-    pub(crate) fn acknowledged(&self, ordinal: u64, offset: u64) {
-        // The two are read together only for a figure in a report, where being off by one batch does no harm.
-        self.offset.store(offset, Ordering::Release);
-        self.ordinal.store(ordinal, Ordering::Release);
     }
 }
 

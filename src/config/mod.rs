@@ -6,13 +6,14 @@
 mod model;
 mod read;
 mod sidecar;
+mod sinks;
 
 use std::path::{Path, PathBuf};
 
 pub use model::{
     AdminConfig, AppProtocol, AuditConfig, CollectorConfig, Endpoint, IdentityConfig, InboundConfig,
     InboundListener, Limits, MeshProtocol, OutboundAudit, OutboundConfig, ProbesConfig, ServiceConfig,
-    SidecarConfig, SinkConfig, Workload,
+    SidecarConfig, SinkConfig, SinkTrust, Workload,
 };
 
 use crate::yaml;

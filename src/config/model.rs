@@ -171,16 +171,21 @@ pub struct AuditConfig {
 /// One receiver of audit events.
 #[derive(Debug, Clone)]
 pub struct SinkConfig {
-    /// The sink's name in metrics and cursors.
-    pub name: String,
-    /// Whether the connection is mTLS (`https://`).
-    pub https: bool,
-    /// Where it listens.
-    pub endpoint: Endpoint,
-    /// Who may answer, for `https://`.
-    pub identities: Arc<[SpiffeId]>,
-    /// Whether segments are kept until this sink has acknowledged them.
-    pub required: bool,
+    /// What the trail needs to know of it.
+    pub sink: crate::audit::SinkConfig,
+    /// How the receiver shows who it is.
+    pub trust: SinkTrust,
+}
+
+/// How a receiver shows who it is.
+#[derive(Debug, Clone)]
+pub enum SinkTrust {
+    /// Not at all: `http://`.
+    Plain,
+    /// By an SVID with one of these identities; we show ours (`https://`).
+    Identities(Arc<[SpiffeId]>),
+    /// By a certificate for its host name (`https://`), from a CA of this file, or of the system.
+    Roots(Option<PathBuf>),
 }
 
 /// The admin endpoint.

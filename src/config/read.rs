@@ -8,6 +8,14 @@ use super::model::Endpoint;
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::yaml::{Fields, Node, Reader};
 
+/// `http[s]://host:port/path`.
+pub(super) struct Url {
+    pub(super) https: bool,
+    pub(super) endpoint: Endpoint,
+    /// Empty, or beginning and not ending with `/`.
+    pub(super) path: String,
+}
+
 /// A file being read: where problems go, and what relative paths are relative to.
 pub(super) struct Reading<'r> {
     pub(super) reader: &'r Reader,
@@ -57,22 +65,25 @@ impl<'r> Reading<'r> {
         })
     }
 
-    /// `http://host:port` or `https://host:port`; the first part of the result tells `https`.
-    pub(super) fn base_url(&self, node: &Node, what: &str) -> Option<(bool, Endpoint)> {
+    /// `http://host:port` or `https://host:port`, and a path or none.
+    pub(super) fn url(&self, node: &Node, what: &str) -> Option<Url> {
         let text = self.reader.string(node, what)?;
         let parts = text
             .strip_prefix("https://")
             .map(|rest| (true, rest))
             .or_else(|| text.strip_prefix("http://").map(|rest| (false, rest)));
         let parsed = parts.and_then(|(https, rest)| {
-            let endpoint = parse_endpoint(rest.strip_suffix('/').unwrap_or(rest))?;
-            Some((https, endpoint))
+            let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            let path = path.strip_suffix('/').unwrap_or(path).to_owned();
+            let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'-' | b'_' | b'.' | b'~');
+            let endpoint = parse_endpoint(authority)?;
+            path.bytes().all(plain).then_some(Url { https, endpoint, path })
         });
         parsed.or_else(|| {
             self.reader.problem_with_hint(
                 node.at,
                 format!("{what} must be http:// or https:// with a host and a port"),
-                "such as \"https://collector.audit:15200\"",
+                "such as \"https://collector.audit:15200\"; a path may follow, a query or a user's name may not",
             );
             None
         })

@@ -8,9 +8,10 @@ use std::time::Duration;
 use super::model::{
     AdminConfig, AppProtocol, AuditConfig, CollectorConfig, IdentityConfig, InboundConfig, InboundListener,
     Limits, MeshProtocol, OutboundAudit, OutboundConfig, ProbesConfig, ServiceConfig, SidecarConfig,
-    SinkConfig, Workload,
+    Workload,
 };
 use super::read::Reading;
+use super::sinks::read_sinks;
 use crate::audit::{Durability, OnFailure};
 use crate::yaml::{Fields, Node};
 
@@ -78,7 +79,7 @@ pub(super) fn read_collector(r: &Reading<'_>, root: &Node) -> Option<CollectorCo
 }
 
 /// An optional block that is there must be good.
-fn transpose<T>(block: Option<Option<T>>) -> Option<Option<T>> {
+pub(super) fn transpose<T>(block: Option<Option<T>>) -> Option<Option<T>> {
     match block {
         None => Some(None),
         Some(Some(value)) => Some(Some(value)),
@@ -293,18 +294,7 @@ fn read_audit(r: &Reading<'_>, node: &Node) -> Option<AuditConfig> {
         r.reader.one_of(n, "on_failure", &words)
     });
     let key_file = f.required("key_file").and_then(|n| r.path(n, "key_file"));
-    let sinks = f.optional("sinks").map_or(Some(Vec::new()), |n| {
-        let items = r.reader.list(n, "sinks")?;
-        let mut names = HashSet::new();
-        let read = items.iter().map(|item| {
-            let sink = read_sink(r, item)?;
-            if !names.insert(sink.name.clone()) {
-                r.reader.problem(item.at, format!("there is another sink called `{}`", sink.name));
-            }
-            Some(sink)
-        });
-        read.collect::<Vec<_>>().into_iter().collect()
-    });
+    let sinks = f.optional("sinks").map_or(Some(Vec::new()), |n| read_sinks(r, n));
     f.finish();
     let (dir, max_bytes, durability) = spool?;
     Some(AuditConfig {
@@ -315,45 +305,6 @@ fn read_audit(r: &Reading<'_>, node: &Node) -> Option<AuditConfig> {
         key_file: key_file?,
         sinks: sinks?,
     })
-}
-
-fn read_sink(r: &Reading<'_>, node: &Node) -> Option<SinkConfig> {
-    let mut f = r.fields(node, "a sink")?;
-    let name = f.required("name").and_then(|n| r.name(n, "name"));
-    let kind = f.required("type").and_then(|n| match r.reader.string(n, "type")? {
-        "phiward" => Some(()),
-        "ndjson" | "otlp" | "splunk_hec" | "elasticsearch" => {
-            r.reader.problem(
-                n.at,
-                "this type of sink is not supported by this version of phiward: use `phiward`",
-            );
-            None
-        }
-        _ => {
-            r.reader.problem(n.at, "type must be `phiward`");
-            None
-        }
-    });
-    let endpoint = f.required("endpoint").and_then(|n| r.base_url(n, "endpoint"));
-    let identities = f.entry("identities").map(|e| (e.at, r.identities(&e.value, "identities")));
-    let required = f.optional("required").map_or(Some(true), |n| r.reader.bool(n, "required"));
-    let at = f.at();
-    f.finish();
-    let (https, endpoint) = endpoint?;
-    let identities = match (https, identities) {
-        (true, Some((_, ids))) => ids?,
-        (false, None) => Vec::new().into(),
-        (true, None) => {
-            r.reader.problem(at, "a sink over https:// needs `identities`: who may receive the audit trail");
-            return None;
-        }
-        (false, Some((at, _))) => {
-            r.reader.problem(at, "`identities` can only be checked over https://");
-            return None;
-        }
-    };
-    kind?;
-    Some(SinkConfig { name: name?, https, endpoint, identities, required: required? })
 }
 
 fn default_admin() -> AdminConfig {

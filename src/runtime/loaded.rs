@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::StartError;
+use super::{StartError, shipping};
 use crate::audit::PseudonymKey;
 use crate::config::{IdentityConfig, SidecarConfig};
 use crate::identity::{FileContents, FilePaths};
@@ -34,6 +34,7 @@ impl Loaded {
         let tls = TlsSettings::new(Arc::new(material))?;
         let policy = config.policy.as_ref().map(load_policy).transpose()?;
         let pseudonyms = PseudonymKey::from_file(&config.audit.key_file)?;
+        shipping::check(&config.audit.sinks)?;
         Ok(Self { config, tls, identity: (contents.digest(), paths), policy, pseudonyms })
     }
 

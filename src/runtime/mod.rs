@@ -20,7 +20,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::admin::{self, AdminState, Health};
-use crate::audit::{self, Audit, AuditError, InstanceFacts, KeyFileError, SpoolConfig};
+use crate::audit::{self, Audit, AuditError, InstanceFacts, KeyFileError, SecretError, SpoolConfig};
 use crate::collector::CollectorError;
 use crate::config::{AppProtocol, MeshProtocol, OutboundAudit, SidecarConfig};
 use crate::drain::Drain;
@@ -31,13 +31,13 @@ use crate::policy::Policy;
 use crate::proxy::{self, DirectionSpec, ListenerSpec, Protocol, ServiceSpec, WorkerInbox, WorkerSpec};
 use crate::reload::{self, IdentityFiles, Outcome, PolicyFile, ReloadStatus, Watcher};
 use crate::resolve::{Resolution, ResolveError};
-use crate::tls::{TlsError, TlsSettings};
+use crate::tls::{RootsError, TlsError, TlsSettings};
 
 pub use collector::BoundCollector;
 pub use loaded::Loaded;
 pub use sockets::Addresses;
 
-use shipping::{Shipping, audit_sink};
+use shipping::Shipping;
 use sockets::Bound;
 
 /// How long the flush of events to sinks may take at the end; the spool keeps what is left.
@@ -72,6 +72,12 @@ pub enum StartError {
     /// The spool.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// A secret of a sink.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// The CA certificates of a sink.
+    #[error(transparent)]
+    Roots(#[from] RootsError),
     /// The collector.
     #[error(transparent)]
     Collector(#[from] CollectorError),
@@ -99,6 +105,7 @@ impl StartError {
         match self {
             Self::PolicyUnreadable { .. } => 2,
             Self::Identity(IdentityError::Read { .. }) | Self::Key(KeyFileError::Read { .. }) => 2,
+            Self::Secret(SecretError::Read { .. }) | Self::Roots(RootsError::Read { .. }) => 2,
             _ => 1,
         }
     }
@@ -130,14 +137,16 @@ impl Sidecar {
         let Loaded { config, tls, identity, policy, pseudonyms } = loaded;
         let pseudonyms = Arc::new(pseudonyms);
         let bound = Bound::bind(&config).await?;
-        let sinks: Vec<audit::SinkConfig> = config.audit.sinks.iter().map(audit_sink).collect();
+        let sinks: Vec<audit::SinkConfig> = config.audit.sinks.iter().map(|sink| sink.sink.clone()).collect();
         if sinks.is_empty() {
             tracing::warn!(
                 "no audit sink: when the spool is full, on_failure applies, as nothing may be deleted"
             );
         }
         let audit = Audit::start(spool_config(&config), &instance(&config, &tls), &sinks)?;
-        let metrics = Metrics::new().map_err(|error| StartError::Internal(error.to_string()))?;
+        let internal = |error: prometheus::Error| StartError::Internal(error.to_string());
+        let metrics = Metrics::new().map_err(internal)?;
+        metrics.watch_sinks(audit.status_reader()).map_err(internal)?;
         let status = ReloadStatus::default();
         let mut names = Resolution::new();
 

@@ -1,16 +1,22 @@
 //! Delivery of the audit trail: one task a sink, from the start of a sidecar to the flush at its end.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ClientConfig;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::StartError;
-use crate::audit::{self, Audit, ShipTiming, Shipper};
-use crate::config::SinkConfig;
+use crate::audit::{Audit, ShipTiming, Shipper};
+use crate::config::{Endpoint, SinkConfig, SinkTrust};
+use crate::identity::SpiffeId;
 use crate::resolve::Resolution;
-use crate::tls::{Alpn, TlsSettings};
+use crate::tls::{self, Alpn, TlsSettings};
+
+/// How often a `ca_file` is read again.
+const CA_LOOK: Duration = Duration::from_secs(10);
 
 /// The sinks of a sidecar.
 pub(super) struct Shipping {
@@ -30,10 +36,15 @@ impl Shipping {
     ) -> Result<Self, StartError> {
         let (finish, finishing) = watch::channel(None);
         let mut shipping = Self { sinks: JoinSet::new(), finish, tls: JoinSet::new() };
-        for sink in sinks {
-            let addresses = names.watch(std::slice::from_ref(&sink.endpoint))?;
-            let client = sink.https.then(|| shipping.client_settings(sink, tls.clone()));
-            let shipper = audit.shipper(&audit_sink(sink), addresses, client, ShipTiming::default())?;
+        for SinkConfig { sink, trust } in sinks {
+            let endpoint = Endpoint { host: sink.endpoint.host.clone(), port: sink.endpoint.port };
+            let addresses = names.watch(&[endpoint])?;
+            let client = match trust {
+                SinkTrust::Plain => None,
+                SinkTrust::Identities(identities) => Some(shipping.by_identity(identities, tls.clone())),
+                SinkTrust::Roots(ca_file) => Some(shipping.by_name(ca_file.as_ref())?),
+            };
+            let shipper = audit.shipper(sink, addresses, client, ShipTiming::default())?;
             shipping.sinks.spawn(deliver(shipper, finishing.clone()));
         }
         Ok(shipping)
@@ -45,13 +56,13 @@ impl Shipping {
         while self.sinks.join_next().await.is_some() {}
     }
 
-    /// The newest client settings for `sink`, made again at each rotation.
-    fn client_settings(
+    /// The newest settings toward a workload, made again at each rotation.
+    fn by_identity(
         &mut self,
-        sink: &SinkConfig,
+        identities: &Arc<[SpiffeId]>,
         mut tls: watch::Receiver<Arc<TlsSettings>>,
-    ) -> watch::Receiver<Arc<rustls::ClientConfig>> {
-        let identities = sink.identities.clone();
+    ) -> watch::Receiver<Arc<ClientConfig>> {
+        let identities = identities.clone();
         let current = tls.borrow_and_update().client(identities.clone(), Alpn::Http1);
         let (sender, receiver) = watch::channel(current);
         self.tls.spawn(async move {
@@ -62,6 +73,56 @@ impl Shipping {
         });
         receiver
     }
+
+    /// The newest settings toward a receiver that is known by its name, made again when its `ca_file` changes.
+    fn by_name(
+        &mut self,
+        ca_file: Option<&PathBuf>,
+    ) -> Result<watch::Receiver<Arc<ClientConfig>>, StartError> {
+        let Some(path) = ca_file else {
+            return Ok(watch::channel(tls::client_with_roots(tls::system_roots()?)?).1);
+        };
+        let (sender, receiver) = watch::channel(tls::client_with_roots(tls::file_roots(path)?)?);
+        self.tls.spawn(keep_reading(path.clone(), sender));
+        Ok(receiver)
+    }
+}
+
+/// Reads a `ca_file` again and again. One that is not good is passed over: the last good one stays.
+async fn keep_reading(path: PathBuf, settings: watch::Sender<Arc<ClientConfig>>) {
+    let mut known = std::fs::read(&path).unwrap_or_default();
+    while !settings.is_closed() {
+        tokio::time::sleep(CA_LOOK).await;
+        let file = path.clone();
+        let read = tokio::task::spawn_blocking(move || (std::fs::read(&file), settings_of(&file))).await;
+        let Ok((Ok(content), made)) = read else { continue };
+        if std::mem::replace(&mut known, content.clone()) == content {
+            continue;
+        }
+        match made {
+            Ok(made) => drop(settings.send_replace(made)),
+            Err(error) => tracing::error!("the CA certificates of an audit sink are refused: {error}"),
+        }
+    }
+}
+
+fn settings_of(ca_file: &Path) -> Result<Arc<ClientConfig>, StartError> {
+    Ok(tls::client_with_roots(tls::file_roots(ca_file)?)?)
+}
+
+/// Checks what the sinks name, for `phiward check` and at the start: secrets and CA certificates.
+pub(super) fn check(sinks: &[SinkConfig]) -> Result<(), StartError> {
+    for SinkConfig { sink, trust } in sinks {
+        if let Some(credentials) = &sink.credentials {
+            drop(credentials.header()?);
+        }
+        match trust {
+            SinkTrust::Roots(Some(ca_file)) => drop(tls::file_roots(ca_file)?),
+            SinkTrust::Roots(None) => drop(tls::system_roots()?),
+            SinkTrust::Plain | SinkTrust::Identities(_) => {}
+        }
+    }
+    Ok(())
 }
 
 async fn deliver(mut shipper: Shipper, mut finishing: watch::Receiver<Option<Duration>>) {
@@ -73,18 +134,5 @@ async fn deliver(mut shipper: Shipper, mut finishing: watch::Receiver<Option<Dur
     let left = shipper.finish(deadline).await;
     if left > 0 {
         tracing::warn!(bytes = left, "audit events are left in the spool; the next start delivers them");
-    }
-}
-
-/// A sink as the trail knows it.
-pub(super) fn audit_sink(sink: &SinkConfig) -> audit::SinkConfig {
-    audit::SinkConfig {
-        name: sink.name.clone(),
-        endpoint: audit::Endpoint {
-            https: sink.https,
-            host: sink.endpoint.host.clone(),
-            port: sink.endpoint.port,
-        },
-        required: sink.required,
     }
 }

@@ -1,4 +1,5 @@
-//! TLS for the mesh leg: what a handshake offers, whom it accepts, and why it failed.
+//! TLS for the mesh leg: what a handshake offers, whom it accepts, and why it failed. (And, in `roots`, for audit sinks that
+//! are no workloads.)
 //!
 //! Configurations are built once a rotation and shared; nothing here is done once a connection but to read the peer's
 //! certificate. Both sides verify, TLS 1.3 only, nothing is resumed: a resumed session would skip the chain check
@@ -6,6 +7,7 @@
 
 mod failure;
 mod peer;
+mod roots;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -13,4 +15,5 @@ mod verify;
 
 pub use failure::{handshake_code, peer_error};
 pub use peer::{PeerCert, PeerError, peer_cert};
+pub use roots::{RootsError, client_with_roots, file_roots, system_roots};
 pub use settings::{Alpn, TlsError, TlsSettings, cipher_name, dummy_server_name, version_name};

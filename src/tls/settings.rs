@@ -113,7 +113,7 @@ fn server_verifier(
 }
 
 impl Alpn {
-    fn protocols(self) -> Vec<Vec<u8>> {
+    pub(super) fn protocols(self) -> Vec<Vec<u8>> {
         match self {
             Self::H2 => vec![H2.to_vec()],
             Self::Http1 => vec![HTTP_1_1.to_vec()],

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use phiward::audit::{
     AccessComplete, AccessDecision, Audit, AuditError, ConnFacts, ConnFragment, Decision, Direction,
-    Durability, HttpFacts, InstanceFacts, OnFailure, Recorder, Report, ResponseFacts, SinkConfig,
-    SpoolConfig, SubjectFacts, TlsFacts, Unavailable, verify,
+    Durability, Endpoint, HttpFacts, InstanceFacts, OnFailure, Recorder, Report, ResponseFacts, SinkConfig,
+    SinkKind, SpoolConfig, SubjectFacts, TlsFacts, Unavailable, verify,
 };
 use serde_json::Value;
 
@@ -31,6 +31,19 @@ pub fn instance() -> InstanceFacts {
 
 pub fn start(dir: &Path, sinks: &[SinkConfig]) -> Result<Audit, AuditError> {
     Audit::start(config(dir), &instance(), sinks)
+}
+
+/// A sink that nothing needs to be known of.
+pub fn sink_of(name: &str, kind: SinkKind) -> SinkConfig {
+    SinkConfig {
+        name: name.into(),
+        kind,
+        endpoint: Endpoint { https: false, host: "collector.audit".into(), port: 15200 },
+        prefix: String::new(),
+        credentials: None,
+        headers: Vec::new(),
+        required: true,
+    }
 }
 
 pub fn worker<F: Future>(test: F) -> F::Output {

@@ -90,7 +90,8 @@ fn every_kind(text: &str) -> Batch {
         TrailEvent::Gap { from_unix_ns: 1, to_unix_ns: 2, allowed: 3, denied: 4 },
         TrailEvent::Quarantine {
             sink: text.into(),
-            status: 403,
+            reason: "refused",
+            status: Some(403),
             first_id: text.into(),
             last_id: text.into(),
             events: 5,

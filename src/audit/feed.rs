@@ -1,0 +1,105 @@
+//! What a shipper reads: lines of segments from a place on, and where that place is.
+//!
+//! Owns no state. It reads the files that the writer wrote, as far as the list of segments says that they are whole.
+
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::batch;
+use super::cursor::Place;
+use super::progress::SinkState;
+use super::spool::{Segment, Shared};
+
+/// The parts of segments of other epochs that are in front of a cursor: path, first byte, end.
+pub(crate) fn older_segments<'s>(
+    shared: &Shared,
+    segments: impl IntoIterator<Item = &'s Segment>,
+    ordinal: u64,
+    offset: u64,
+) -> Vec<(PathBuf, u64, u64)> {
+    let older = segments
+        .into_iter()
+        .filter(|segment| segment.ordinal >= ordinal && !segment.name.starts_with(&shared.epoch));
+    older
+        .map(|segment| {
+            let from = if segment.ordinal == ordinal { offset } else { 0 };
+            (shared.config.dir.join(&segment.name), from, segment.bytes)
+        })
+        .collect()
+}
+
+/// Counts lines without keeping the shipper: it can be a GiB, and is a figure in a report.
+pub(crate) fn count_in_background(state: Arc<SinkState>, older: Vec<(PathBuf, u64, u64)>) {
+    if older.is_empty() {
+        return;
+    }
+    tokio::task::spawn_blocking(move || {
+        for (path, from, end) in older {
+            // A segment that cannot be read is told by who delivers it.
+            let events = count_lines(&path, from, end).unwrap_or(0);
+            state.older_events.fetch_add(events as i64, Ordering::Release);
+        }
+    });
+}
+
+fn count_lines(path: &Path, from: u64, end: u64) -> io::Result<u64> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(from))?;
+    let mut rest = file.take(end.saturating_sub(from));
+    let mut buffer = vec![0; 64 * 1024];
+    let mut lines = 0;
+    loop {
+        match rest.read(&mut buffer)? {
+            0 => return Ok(lines),
+            read => lines += batch::count(&buffer[..read]),
+        }
+    }
+}
+
+/// Where a cursor points among the segments that are there: when its own is gone, at the next one.
+pub(crate) fn find(shared: &Shared, place: Option<Place>) -> (u64, u64) {
+    let tail = shared.tail();
+    let first = tail.segments.front().map_or(0, |segment| segment.ordinal);
+    let Some(place) = place else { return (first, 0) };
+    match tail.segments.iter().find(|segment| segment.name >= place.segment) {
+        Some(segment) if segment.name == place.segment => (segment.ordinal, place.offset.min(segment.bytes)),
+        Some(segment) => (segment.ordinal, 0),
+        None => (first, 0),
+    }
+}
+
+/// Reads whole lines into `buffer`: at most `wanted` bytes and `most` lines.
+pub(crate) fn read_lines(
+    path: &Path,
+    offset: u64,
+    wanted: u64,
+    most: usize,
+    mut buffer: Vec<u8>,
+) -> io::Result<(Bytes, u64)> {
+    buffer.clear();
+    buffer.reserve(wanted as usize); // a batch limit: a few MiB at most
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(offset))?;
+    if file.take(wanted).read_to_end(&mut buffer)? as u64 != wanted {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let mut events = 0;
+    let mut end = 0;
+    for at in memchr::memchr_iter(b'\n', &buffer).take(most) {
+        end = at + 1;
+        events += 1;
+    }
+    if end == 0 {
+        return Err(io::Error::other(format!(
+            "{}: no record ends within {wanted} bytes after byte {offset}",
+            path.display()
+        )));
+    }
+    buffer.truncate(end);
+    Ok((Bytes::from(buffer), events))
+}

@@ -1,0 +1,277 @@
+//! The HTTP that sinks speak: one connection to one receiver, one POST at a time.
+//!
+//! Owns the connection, the credentials and the time limit of an exchange. It never tries again by itself: that is the
+//! shipper's. Names are resolved and TLS is configured by others, who hand in the newest of both. Nothing that a receiver
+//! says in words goes into an error: such text can repeat what it was sent.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_rustls::TlsConnector;
+
+use super::secret::Credentials;
+use super::sink::SinkConfig;
+
+/// The most that is read of an answer: that of a bulk request has a line for each of 2048 events.
+const MAX_ANSWER: usize = 1024 * 1024;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// What phiward itself says in a request.
+const OWN_HEADERS: [HeaderName; 9] = [
+    header::AUTHORIZATION,
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::CONTENT_TYPE,
+    header::HOST,
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::USER_AGENT,
+];
+
+/// A header that is sent with every request to a receiver, such as a tenant's name. It is no place for secrets.
+#[derive(Debug, Clone)]
+pub struct ExtraHeader {
+    name: HeaderName,
+    value: HeaderValue,
+}
+
+impl ExtraHeader {
+    /// Takes a header from a configuration.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(name: &str, value: &str) -> Result<Self, &'static str> {
+        let name: HeaderName = name.parse().map_err(|_| "this is no name of a header")?;
+        if OWN_HEADERS.contains(&name) || name.as_str().starts_with("x-phiward-") {
+            return Err("phiward sets this header itself");
+        }
+        let value = value.parse().map_err(|_| "this cannot be the value of a header")?;
+        Ok(Self { name, value })
+    }
+}
+
+/// Where a client finds its receiver, and how it knows it.
+pub(crate) struct Route {
+    pub(crate) resolved: watch::Receiver<Arc<[SocketAddr]>>,
+    /// Needed for `https`.
+    pub(crate) tls: Option<watch::Receiver<Arc<rustls::ClientConfig>>>,
+}
+
+/// A connection to a receiver, made when it is needed.
+pub(crate) struct Client {
+    https: bool,
+    host: String,
+    prefix: String,
+    headers: HeaderMap,
+    credentials: Option<Credentials>,
+    route: Route,
+    attempt: Duration,
+    open: Option<SendRequest<Full<Bytes>>>,
+    next_address: usize,
+}
+
+/// What a receiver answered.
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) retry_after: Option<Duration>,
+    pub(crate) body: Bytes,
+}
+
+impl Client {
+    /// A client whose exchanges take at most `attempt` each.
+    pub(crate) fn new(config: &SinkConfig, route: Route, attempt: Duration) -> Self {
+        let endpoint = &config.endpoint;
+        let host = &endpoint.host;
+        let literal_v6 = host.contains(':');
+        let authority = if literal_v6 {
+            format!("[{host}]:{}", endpoint.port)
+        } else {
+            format!("{host}:{}", endpoint.port)
+        };
+        let agent = HeaderValue::from_static(concat!("phiward/", env!("CARGO_PKG_VERSION")));
+        let mut headers = HeaderMap::from_iter([(header::USER_AGENT, agent)]);
+        if let Ok(authority) = HeaderValue::try_from(authority) {
+            headers.insert(header::HOST, authority); // a host name or address with a port is always a header's value
+        }
+        headers.extend(config.headers.iter().map(|extra| (extra.name.clone(), extra.value.clone())));
+        Self {
+            https: endpoint.https,
+            host: host.clone(),
+            prefix: config.prefix.clone(),
+            headers,
+            credentials: config.credentials.clone(),
+            route,
+            attempt,
+            open: None,
+            next_address: 0,
+        }
+    }
+
+    /// Posts `body` to `path` below the configured prefix, and reads the whole answer.
+    ///
+    /// # Errors
+    /// Why there is no answer, for the operator.
+    pub(crate) async fn post(
+        &mut self,
+        path: &str,
+        content_type: &'static str,
+        more: Option<(HeaderName, HeaderValue)>,
+        body: Bytes,
+    ) -> Result<Reply, String> {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = http::Method::POST;
+        *request.uri_mut() = format!("{}{path}", self.prefix).parse().map_err(|_| "the path is none")?;
+        *request.headers_mut() = self.headers.clone();
+        request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        request.headers_mut().extend(more);
+        if let Some(credentials) = self.credentials.clone() {
+            let read = tokio::task::spawn_blocking(move || credentials.header()).await;
+            let value = read.map_err(|_| "reading the secret was interrupted")?;
+            request.headers_mut().insert(header::AUTHORIZATION, value.map_err(|error| error.to_string())?);
+        }
+        match tokio::time::timeout(self.attempt, self.exchange(request)).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                self.next_address = self.next_address.wrapping_add(1);
+                Err(format!("{} did not answer in time", self.host))
+            }
+        }
+    }
+
+    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Result<Reply, String> {
+        // Taken out while it is used, so that a post that is given up half-way leaves no connection in a strange state.
+        let mut sender = match self.reusable().await {
+            Some(sender) => sender,
+            None => self.connect().await?,
+        };
+        let read = async {
+            let (head, body) =
+                sender.send_request(request).await.map_err(|error| error.to_string())?.into_parts();
+            let retry_after = head.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+            let retry_after = retry_after.and_then(|text| wanted_wait(text, jiff::Timestamp::now()));
+            // Read to the end, so that the connection can be used again.
+            let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| error.to_string())?;
+            Ok(Reply { status: head.status, retry_after, body: body.to_bytes() })
+        };
+        match read.await {
+            Ok(reply) => {
+                self.open = Some(sender);
+                Ok(reply)
+            }
+            Err(error) => {
+                let error: String = error;
+                self.next_address = self.next_address.wrapping_add(1);
+                Err(format!("{}: {error}", self.host))
+            }
+        }
+    }
+
+    async fn reusable(&mut self) -> Option<SendRequest<Full<Bytes>>> {
+        let rotated = self.route.tls.as_mut().is_some_and(|tls| tls.has_changed().unwrap_or(false));
+        let mut sender = self.open.take().filter(|_| !rotated)?;
+        sender.ready().await.ok()?;
+        Some(sender)
+    }
+
+    /// Connects, to another address after each failure and to the same one after none: an acknowledgement that is asked
+    /// for later is known where the events went.
+    async fn connect(&mut self) -> Result<SendRequest<Full<Bytes>>, String> {
+        let connected = match tokio::time::timeout(CONNECT_TIMEOUT, self.try_to_connect()).await {
+            Ok(connected) => connected,
+            Err(_) => Err(format!("connecting to {} took too long", self.host)),
+        };
+        if connected.is_err() {
+            self.next_address = self.next_address.wrapping_add(1);
+        }
+        connected
+    }
+
+    async fn try_to_connect(&mut self) -> Result<SendRequest<Full<Bytes>>, String> {
+        let addresses = self.route.resolved.borrow().clone();
+        let host = &self.host;
+        if addresses.is_empty() {
+            return Err(format!("{host} has no address yet"));
+        }
+        let address = addresses[self.next_address % addresses.len()];
+        let failed = |error: &dyn std::fmt::Display| format!("{host} ({address}): {error}");
+        let tcp = TcpStream::connect(address).await.map_err(|error| failed(&error))?;
+        tcp.set_nodelay(true).map_err(|error| failed(&error))?;
+        match (&mut self.route.tls, self.https) {
+            (_, false) => http1(tcp).await.map_err(|error| failed(&error)),
+            (None, true) => Err(failed(&"an https endpoint needs TLS settings, and there are none")),
+            (Some(tls), true) => {
+                let config = tls.borrow_and_update().clone();
+                // A verifier of SPIFFE IDs does not look at the name, and then it is not sent either.
+                let name = ServerName::try_from(host.clone()).map_err(|error| failed(&error))?;
+                let stream = TlsConnector::from(config).connect(name, tcp).await.map_err(|error| {
+                    // rustls shows a verifier's own error as debug text.
+                    crate::tls::peer_error(&error).map_or_else(|| failed(&error), |peer| failed(peer))
+                })?;
+                http1(stream).await.map_err(|error| failed(&error))
+            }
+        }
+    }
+}
+
+async fn http1<S>(stream: S) -> Result<SendRequest<Full<Bytes>>, hyper::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(async move {
+        // An error ends the request that is on the connection too, which is where it is told.
+        let _ = connection.await;
+    });
+    Ok(sender)
+}
+
+/// `Retry-After` in either form (RFC 9110 section 10.2.3).
+fn wanted_wait(text: &str, now: jiff::Timestamp) -> Option<Duration> {
+    let text = text.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    u64::try_from(until.as_second() - now.as_second()).ok().map(Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// If this fails, a receiver that asks for patience is asked again at once.
+    #[test]
+    fn retry_after_is_a_number_or_a_date() {
+        let now = "2027-12-31T23:59:50Z".parse().unwrap();
+        let wait = |text| wanted_wait(text, now).map(|wait| wait.as_secs());
+        assert_eq!(wait(" 3 "), Some(3));
+        assert_eq!(wait("Fri, 31 Dec 2027 23:59:59 GMT"), Some(9));
+        assert_eq!(wait("Fri, 31 Dec 2027 23:59:40 GMT"), None, "it is over");
+        assert_eq!((wait("-1"), wait("soon"), wait("")), (None, None, None));
+    }
+
+    /// If this fails, a configuration can break the framing of a request or replace its credentials.
+    #[test]
+    fn extra_headers_leave_phiwards_own_alone() {
+        assert!(ExtraHeader::parse("X-Scope-OrgID", "clinic").is_ok());
+        for (name, value) in [
+            ("Authorization", "x"),
+            ("transfer-encoding", "chunked"),
+            ("a b", "x"),
+            ("a", "x\r\ny: z"),
+            ("X-Phiward-Batch", "1"),
+        ] {
+            assert!(ExtraHeader::parse(name, value).is_err(), "{name}");
+        }
+    }
+}
