@@ -21,6 +21,7 @@ mod clock;
 mod cursor;
 mod encode;
 mod event;
+mod export;
 mod feed;
 mod journal;
 mod json;
@@ -29,6 +30,7 @@ mod lines;
 mod progress;
 mod pseudonym;
 mod quarantine;
+mod query;
 mod read;
 mod recorder;
 mod recover;
@@ -61,13 +63,15 @@ pub use event::{
     AccessComplete, AccessDecision, ConnFacts, ConnFragment, ConnRejected, ControlEvent, Decision, Direction,
     HttpFacts, InstanceFacts, PolicyFragment, ResponseFacts, ShadowFacts, SubjectFacts, TlsFacts,
 };
+pub use export::{OCSF_VERSION, ocsf, table_head, table_row};
 pub use progress::SinkStatus;
 pub use pseudonym::{KeyFileError, MIN_KEY_BYTES, Pseudonym, PseudonymKey};
+pub use query::{Answer, Field, Query, Row, query};
 pub use read::{Follower, for_each};
 pub use recorder::{Recorded, Recorder, RecorderSeed, Reservation, Unavailable};
 pub use secret::{Credentials, SecretError, SecretFile};
 pub use ship::{ShipTiming, Shipper};
-pub use show::{Paint, summary};
+pub use show::{Paint, request_summary, summary};
 pub use sink::{Endpoint, HecOptions, SinkConfig, SinkKind};
 pub use sink_http::ExtraHeader;
 pub use spool::{Durability, MIN_SPOOL_BYTES, OnFailure, SEGMENT_BYTES, SpoolConfig};

@@ -6,6 +6,8 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
+use super::query::Row;
+
 /// The colours of a summary; none when the output is no terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Paint {
@@ -60,6 +62,22 @@ pub fn summary(line: &[u8], paint: Paint) -> String {
     let _ = write!(out, " [{service}").and_then(|()| optional(&mut out, " ", text("/request/id")));
     out.push(']');
     safe(&out, paint)
+}
+
+/// Summarises a request: its decision, and how it ended where that is known.
+pub fn request_summary(row: &Row, paint: Paint) -> String {
+    let mut out = summary(&row.event, paint);
+    let completion = row.completion.as_deref().and_then(|line| serde_json::from_slice::<Value>(line).ok());
+    if let Some(completion) = completion {
+        let number = |path: &str| completion.pointer(path).and_then(Value::as_u64).unwrap_or(0);
+        let status = completion.pointer("/response/status").map_or("no answer".to_owned(), Value::to_string);
+        let millis = number("/response/duration_us") as f64 / 1000.0;
+        let _ = write!(out, " -> {status} {millis:.1} ms, {} bytes out", number("/response/response_bytes")); // to a String
+        if completion.pointer("/response/aborted").and_then(Value::as_bool) == Some(true) {
+            out.push_str(", aborted");
+        }
+    }
+    out
 }
 
 fn decision(out: &mut String, event: &Value, paint: Paint) -> std::fmt::Result {

@@ -2,11 +2,19 @@
 
 #![allow(clippy::print_stdout)]
 
+mod query;
+
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use serde_json::Value;
+
+pub use query::{QueryArgs, QueryFormat};
+
+use super::table;
+use super::times::{When, clock, parse_when, time};
 use crate::audit::{self, Follower, Paint, Report};
 
 /// The tools of the audit trail. DIR is a sidecar's spool or a collector's store.
@@ -38,10 +46,20 @@ pub enum AuditCommand {
     Export {
         /// A spool's folder or a collector's store
         dir: PathBuf,
-        /// ndjson: one event a line, as it was written
+        /// ndjson: as it was written; csv: a table; ocsf: for a SIEM
         #[arg(long, value_enum, default_value_t = ExportFormat::Ndjson)]
         format: ExportFormat,
+        /// Only events from then on: 2h, 90d, 2026-11-20 or 2026-11-20T14:00:00Z
+        #[arg(long, value_name = "TIME", value_parser = parse_when)]
+        since: Option<When>,
+        /// Only events before then, in the same forms
+        #[arg(long, value_name = "TIME", value_parser = parse_when)]
+        until: Option<When>,
     },
+    /// Find requests and events: by who, what, when, outcome, patient, request or trace
+    ///
+    /// Every condition must hold. A request is one row: its decision and how it ended. Exit code 1: nothing was found.
+    Query(Box<QueryArgs>),
 }
 
 /// How a report is printed.
@@ -58,6 +76,10 @@ pub enum ReportFormat {
 pub enum ExportFormat {
     /// One event a line, byte for byte as in the trail.
     Ndjson,
+    /// A row for each event, with a head (RFC 4180).
+    Csv,
+    /// One event a line, in the Open Cybersecurity Schema Framework.
+    Ocsf,
 }
 
 /// How long `--follow` waits before it looks again.
@@ -68,7 +90,10 @@ pub fn run(command: AuditCommand) -> ExitCode {
     match command {
         AuditCommand::Verify { dir, format } => verify(&dir, format),
         AuditCommand::Tail { dir, follow, lines } => finish(&dir, tail(&dir, follow, lines)),
-        AuditCommand::Export { dir, format: ExportFormat::Ndjson } => finish(&dir, export(&dir)),
+        AuditCommand::Export { dir, format, since, until } => {
+            finish(&dir, export(&dir, format, since, until))
+        }
+        AuditCommand::Query(args) => query::query(*args),
     }
 }
 
@@ -138,10 +163,34 @@ fn tail(dir: &Path, follow: bool, lines: usize) -> io::Result<()> {
     }
 }
 
-fn export(dir: &Path) -> io::Result<()> {
+fn export(dir: &Path, format: ExportFormat, since: Option<When>, until: Option<When>) -> io::Result<()> {
+    let now = clock();
+    // Events have nine digits after the second; as text, `:22Z` would come after `:22.5Z`.
+    let instant = |when: When| time(when.seconds(now)).replace('Z', ".000000000Z");
+    let (since, until) = (since.map(instant), until.map(instant));
     let mut out = BufWriter::with_capacity(256 * 1024, io::stdout().lock());
+    if format == ExportFormat::Csv {
+        out.write_all(table::csv(&[audit::table_head()]).as_bytes())?;
+    }
+    let all_as_written = format == ExportFormat::Ndjson && since.is_none() && until.is_none();
     audit::for_each(dir, |line| {
-        out.write_all(line)?;
+        // A damaged line is exported as it is, and as nothing else; `verify` tells of it.
+        let event =
+            if all_as_written { Value::Null } else { serde_json::from_slice(line).unwrap_or_default() };
+        let time = event.get("time").and_then(Value::as_str);
+        let in_time = |time: &str| {
+            since.as_ref().is_none_or(|since| time >= since.as_str())
+                && until.as_ref().is_none_or(|until| time < until.as_str())
+        };
+        if !time.is_none_or(in_time) {
+            return Ok(());
+        }
+        match format {
+            ExportFormat::Ndjson => out.write_all(line)?,
+            _ if time.is_none() => return Ok(()),
+            ExportFormat::Csv => return out.write_all(table::csv(&[audit::table_row(&event)]).as_bytes()),
+            ExportFormat::Ocsf => out.write_all(audit::ocsf(&event).to_string().as_bytes())?,
+        }
         out.write_all(b"\n")
     })?;
     out.flush()

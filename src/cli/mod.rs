@@ -8,6 +8,8 @@ pub mod dev;
 pub mod identity;
 pub mod policy;
 pub mod run;
+mod table;
+mod times;
 
 use std::process::ExitCode;
 

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::shared::{Paint, UNREADABLE, clock, complain, load, parse_now, policy_json, say, time};
-use super::table;
 use crate::audit;
+use crate::cli::table;
+use crate::cli::times::{When, parse_when};
 use crate::identity::IdPattern;
 use crate::policy::matrix::{Row, State, matrix as rows_of};
 use crate::policy::usage::Usage;
@@ -26,8 +27,8 @@ pub struct MatrixArgs {
     #[arg(long, value_name = "DIR")]
     used_by: Option<PathBuf>,
     /// How far to look back in the trail: 90d, 12h or 4w, or a date
-    #[arg(long, value_name = "SPAN", requires = "used_by", value_parser = parse_since)]
-    since: Option<Since>,
+    #[arg(long, value_name = "SPAN", requires = "used_by", value_parser = parse_when)]
+    since: Option<When>,
     /// Count only events of this service: a collector's store has those of many
     #[arg(long, value_name = "NAME", requires = "used_by")]
     service: Option<String>,
@@ -50,21 +51,10 @@ pub(super) enum MatrixFormat {
     Json,
 }
 
-/// From when on use counts.
-#[derive(Debug, Clone, Copy)]
-enum Since {
-    /// So many seconds before now.
-    Ago(i64),
-    At(UnixSeconds),
-}
-
 pub(super) fn matrix(args: MatrixArgs) -> u8 {
     let Some((_, policy)) = load(&args.file) else { return UNREADABLE };
     let now = args.now.unwrap_or_else(clock);
-    let since = args.since.map(|since| match since {
-        Since::Ago(seconds) => UnixSeconds(now.0 - seconds),
-        Since::At(time) => time,
-    });
+    let since = args.since.map(|since| since.seconds(now));
     let usage = match &args.used_by {
         None => None,
         Some(dir) => match usage(dir, since, args.service) {
@@ -277,17 +267,4 @@ fn as_json(policy: &Policy, now: UnixSeconds, since: Option<UnixSeconds>, rows: 
         "used_since": since.map(time),
         "rows": rows.collect::<Vec<_>>(),
     })
-}
-
-fn parse_since(text: &str) -> Result<Since, String> {
-    const UNITS: [(char, i64); 5] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400), ('w', 7 * 86_400)];
-    let span = UNITS.iter().find_map(|(unit, seconds)| {
-        let digits = text.strip_suffix(*unit).filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))?;
-        digits.parse::<i64>().ok()?.checked_mul(*seconds)
-    });
-    match span {
-        // A thousand years: a date before that is no date in a trail, and could not be told.
-        Some(seconds) if seconds <= 1000 * 366 * 86_400 => Ok(Since::Ago(seconds)),
-        _ => parse_now(text).map(Since::At).map_err(|_| "write 90d, 12h, 4w or 2026-12-31".to_owned()),
-    }
 }

@@ -8,7 +8,6 @@ mod matrix;
 mod sarif;
 mod schema;
 mod shared;
-mod table;
 mod test;
 mod validate;
 

@@ -1,14 +1,15 @@
-//! What the commands share: reading a file, times on the command line, findings as text, and where output goes.
+//! What the policy commands share: reading a file, findings as text, and where output goes.
 
 use std::io::{IsTerminal, Read, Write as _};
 use std::path::Path;
-use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
 use crate::identity::SpiffeId;
-use crate::policy::{Finding, Policy, Request, Severity, UnixSeconds};
-use crate::yaml::{self, Day};
+use crate::policy::{Finding, Policy, Request, Severity};
+use crate::yaml;
+
+pub(super) use crate::cli::times::{clock, parse_now, time};
 
 /// Exit code: the answer is no.
 pub(super) const NO: u8 = 1;
@@ -114,11 +115,6 @@ pub(super) fn policy_json(policy: &Policy) -> Value {
     json!({"name": policy.name(), "revision": policy.revision(), "sha256": policy.sha256_hex()})
 }
 
-/// RFC 3339, in UTC.
-pub(super) fn time(time: UnixSeconds) -> String {
-    jiff::Timestamp::from_second(time.0).map_or_else(|_| format!("@{}", time.0), |time| time.to_string())
-}
-
 /// `1 test`, `2 tests`.
 pub(super) fn count(number: usize, word: &str) -> String {
     format!("{number} {word}{}", if number == 1 { "" } else { "s" })
@@ -131,18 +127,6 @@ pub(super) fn parse_id(text: &str) -> Result<SpiffeId, String> {
 pub(super) fn parse_request(text: &str) -> Result<Request, String> {
     Request::parse(text)
         .ok_or_else(|| "write a method and a target, such as 'GET /fhir/Patient/1'".to_owned())
-}
-
-pub(super) fn parse_now(text: &str) -> Result<UnixSeconds, String> {
-    yaml::unix_seconds(text, Day::Start)
-        .map(UnixSeconds)
-        .ok_or_else(|| "write 2026-12-31 or 2026-12-31T18:00:00Z".to_owned())
-}
-
-/// The time by the system's clock: the one place where these commands look at it.
-pub(super) fn clock() -> UnixSeconds {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    UnixSeconds(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
 /// To stdout. A reader that went away (`| head`) is no error.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 /// RFC 4180. A cell that a spreadsheet would take for a formula gets an apostrophe before it: reasons are free text.
-pub(super) fn csv(rows: &[Vec<String>]) -> String {
+pub(in crate::cli) fn csv(rows: &[Vec<String>]) -> String {
     let cell = |text: &String| {
         let guard = if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { "'" } else { "" };
         let quoted = text.contains([',', '"', '\n', '\r']);
@@ -13,7 +13,7 @@ pub(super) fn csv(rows: &[Vec<String>]) -> String {
 }
 
 /// A table whose first row is the head.
-pub(super) fn markdown(rows: &[Vec<String>]) -> String {
+pub(in crate::cli) fn markdown(rows: &[Vec<String>]) -> String {
     let cell = |text: &String| {
         text.replace('\\', "\\\\").replace('|', "\\|").replace('*', "\\*").replace('<', "&lt;")
     };
@@ -29,7 +29,7 @@ pub(super) fn markdown(rows: &[Vec<String>]) -> String {
 }
 
 /// Columns as wide as their widest cell, the last one ragged, indented by two.
-pub(super) fn aligned(rows: &[Vec<String>]) -> String {
+pub(in crate::cli) fn aligned(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or_default();
     let width =
         |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();

@@ -1,0 +1,339 @@
+//! Questions to a trail, and its events in other forms.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod audit_support;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use audit_support::*;
+use phiward::audit::{
+    AccessComplete, AccessDecision, Audit, ConnFacts, ConnFragment, Decision, Direction, Field, HttpFacts,
+    PseudonymKey, Query, ResponseFacts, SubjectFacts, ocsf, query, table_head, table_row,
+};
+use phiward::identity::IdPattern;
+use serde_json::Value;
+
+const WEB: &str = "spiffe://hospital.local/ns/clinic/sa/web";
+const LAB: &str = "spiffe://hospital.local/ns/lab/sa/bridge";
+const KEY: [u8; 32] = [7; 32];
+/// 2026-11-20T14:00:00Z
+const NOON: u64 = 1_795_183_200_000_000_000;
+
+/// One request of the trail that is asked about.
+struct Asked {
+    id: String,
+    who: &'static str,
+    patient: String,
+    outcome: &'static str,
+    status: Option<u16>,
+    time_unix_ns: u64,
+}
+
+/// 60 requests: two callers, three patients, one in five denied, one in seven without an end, one a minute.
+fn asked() -> Vec<Asked> {
+    (0..60)
+        .map(|n: u64| {
+            let denied = n % 5 == 0;
+            Asked {
+                id: format!("r{n}"),
+                who: if n % 3 == 0 { LAB } else { WEB },
+                patient: (n % 3 + n % 2).to_string(),
+                outcome: if denied { "deny" } else { "allow" },
+                status: (!denied && n % 7 != 0).then_some(if n % 4 == 0 { 404 } else { 200 }),
+                time_unix_ns: NOON + n * 60_000_000_000,
+            }
+        })
+        .collect()
+}
+
+fn record(audit: &Audit, requests: &[Asked]) {
+    let key = PseudonymKey::from_bytes(&KEY).unwrap();
+    worker(async {
+        let recorder = audit.recorder().attach();
+        for asked in requests {
+            let subject = SubjectFacts { spiffe_id: asked.who, cert_sha256: "ab" };
+            let facts = ConnFacts {
+                direction: Direction::Inbound,
+                listener: "api",
+                peer: [10, 2, 0, 9].into(),
+                tls: None,
+                subject: Some(subject),
+            };
+            let conn = ConnFragment::new(&facts);
+            let params = [("id", key.pseudonym(asked.patient.as_bytes()))];
+            let http = HttpFacts {
+                method: Some("GET"),
+                host: Some("records.clinic"),
+                template: Some("/fhir/Patient/{id}"),
+                params: &params,
+                version: "2",
+                ..HttpFacts::default()
+            };
+            let (reason, rule) = if asked.outcome == "allow" {
+                ("rule", Some("read-patient"))
+            } else {
+                ("no_allow_rule", None)
+            };
+            let decision = Decision {
+                outcome: asked.outcome,
+                reason,
+                rule,
+                role: rule.map(|_| "chart-read"),
+                shadow: None,
+            };
+            let mut place = recorder.reserve(2).unwrap();
+            let recorded = place.decision(&AccessDecision {
+                time_unix_ns: asked.time_unix_ns,
+                request_id: &asked.id,
+                trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736"),
+                conn: &conn,
+                http,
+                decision,
+                policy: None,
+            });
+            recorded.before_forward().await.unwrap();
+            if let Some(status) = asked.status {
+                let response = ResponseFacts {
+                    status,
+                    response_bytes: 150,
+                    duration_us: 420,
+                    ..ResponseFacts::default()
+                };
+                place.complete(&AccessComplete {
+                    time_unix_ns: asked.time_unix_ns + 420_000,
+                    request_id: &asked.id,
+                    trace_id: None,
+                    conn: &conn,
+                    response,
+                });
+            }
+        }
+    });
+}
+
+/// Two epochs, as after a restart.
+fn trail(dir: &Path) -> Vec<Asked> {
+    let asked = asked();
+    for half in asked.chunks(30) {
+        let audit = start(dir, &[]).unwrap();
+        record(&audit, half);
+        audit.close().unwrap();
+    }
+    asked
+}
+
+fn ids(dir: &Path, asked_for: &Query) -> Vec<String> {
+    let read = |line: &Vec<u8>| serde_json::from_slice::<Value>(line).unwrap();
+    let answer = query(dir, asked_for).unwrap();
+    for row in &answer.rows {
+        let (event, completion) = (read(&row.event), row.completion.as_ref().map(read));
+        assert!(completion.is_none_or(|completion| completion["request"]["id"] == event["request"]["id"]));
+    }
+    answer
+        .rows
+        .iter()
+        .map(|row| read(&row.event)["request"]["id"].as_str().unwrap_or_default().to_owned())
+        .collect()
+}
+
+fn wanted(asked: &[Asked], fits: impl Fn(&Asked) -> bool) -> Vec<String> {
+    asked.iter().filter(|asked| fits(asked)).map(|asked| asked.id.clone()).collect()
+}
+
+/// If this fails, an auditor gets requests that were not asked for, or misses some that were.
+#[test]
+fn each_condition_finds_exactly_the_requests_that_meet_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let asked = trail(dir.path());
+    let text = |field, text: &str| Query { texts: vec![(field, text.to_owned())], ..Query::default() };
+    let of = |pattern: &str| Query { identity: Some(IdPattern::parse(pattern).unwrap()), ..Query::default() };
+    assert_eq!(
+        ids(dir.path(), &text(Field::Outcome, "deny")),
+        wanted(&asked, |asked| asked.outcome == "deny")
+    );
+    assert_eq!(
+        ids(dir.path(), &text(Field::Role, "chart-read")),
+        wanted(&asked, |asked| asked.outcome == "allow")
+    );
+    assert_eq!(ids(dir.path(), &text(Field::RequestId, "r31")), ["r31"]);
+    assert!(
+        ids(dir.path(), &text(Field::RequestId, "r3")).iter().all(|id| id == "r3"),
+        "no prefix is a match"
+    );
+    assert_eq!(ids(dir.path(), &of(WEB)), wanted(&asked, |asked| asked.who == WEB));
+    assert_eq!(
+        ids(dir.path(), &of("spiffe://hospital.local/ns/lab/**")),
+        wanted(&asked, |asked| asked.who == LAB)
+    );
+    let key = PseudonymKey::from_bytes(&KEY).unwrap();
+    let patient =
+        Query { params: vec![("id".to_owned(), key.pseudonym(b"2").to_string())], ..Query::default() };
+    assert_eq!(ids(dir.path(), &patient), wanted(&asked, |asked| asked.patient == "2"));
+    let (from, until) =
+        ("2026-11-20T14:10:00.000000000Z".to_owned(), "2026-11-20T14:20:00.000000000Z".to_owned());
+    let within = Query { from: Some(from), until: Some(until), ..Query::default() };
+    assert_eq!(ids(dir.path(), &within), (10..20).map(|n| format!("r{n}")).collect::<Vec<_>>());
+    for (range, fits) in [((404, 404), 404), ((200, 299), 200)] {
+        let status = Query { status: Some(range), ..Query::default() };
+        assert_eq!(ids(dir.path(), &status), wanted(&asked, |asked| asked.status == Some(fits)));
+    }
+    let both =
+        Query { texts: vec![(Field::Outcome, "allow".to_owned())], status: Some((400, 499)), ..of(LAB) };
+    assert_eq!(ids(dir.path(), &both), wanted(&asked, |asked| asked.who == LAB && asked.status == Some(404)));
+    assert_eq!(
+        ids(dir.path(), &text(Field::Type, "access.complete")),
+        wanted(&asked, |asked| asked.status.is_some())
+    );
+}
+
+/// If this fails, a long answer costs memory without bound, or drops the newest instead of the oldest.
+#[test]
+fn a_limit_keeps_the_newest_and_says_how_many_it_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let asked = trail(dir.path());
+    let texts = vec![(Field::Type, "access.decision".to_owned())];
+    let answer =
+        query(dir.path(), &Query { texts: texts.clone(), limit: Some(7), ..Query::default() }).unwrap();
+    assert_eq!((answer.rows.len(), answer.left_out), (7, 53));
+    let newest = Query { texts, limit: Some(7), ..Query::default() };
+    assert_eq!(
+        ids(dir.path(), &newest),
+        asked[53..].iter().map(|asked| asked.id.clone()).collect::<Vec<_>>()
+    );
+}
+
+fn phiward(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_phiward")).args(["audit"]).args(args).output().unwrap()
+}
+
+/// If this fails, a patient's record cannot be found by who holds the key, or can be by who does not.
+#[test]
+fn a_patient_is_found_with_the_key_and_only_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let asked = trail(dir.path());
+    let key_file = dir.path().join("key");
+    std::fs::write(&key_file, KEY).unwrap();
+    let (trail, key_file) = (dir.path().to_str().unwrap(), key_file.to_str().unwrap());
+    let found = phiward(&["query", trail, "--param", "id=3", "--key-file", key_file]);
+    let text = String::from_utf8(found.stdout).unwrap();
+    assert!(found.status.success());
+    assert_eq!(text.lines().count(), wanted(&asked, |asked| asked.patient == "3").len());
+    assert!(text.lines().all(|line| line.contains("GET records.clinic/fhir/Patient/{id} by spiffe://")));
+    assert!(text.contains("-> 200 0.4 ms, 150 bytes out"), "{text}");
+    let without = phiward(&["query", trail, "--param", "id=3"]);
+    assert_eq!(without.status.code(), Some(2));
+    assert!(String::from_utf8(without.stderr).unwrap().contains("--key-file"));
+    let nobody = phiward(&["query", trail, "--param", "id=99", "--key-file", key_file]);
+    assert_eq!((nobody.status.code(), nobody.stdout.len()), (Some(1), 0));
+    for wrong in
+        [&["--status", "40x"][..], &["--since", "yesterday"], &["--identity", "web"], &["--param", "id"]]
+    {
+        assert_eq!(phiward(&[&["query", trail], wrong].concat()).status.code(), Some(2), "{wrong:?}");
+    }
+    assert_eq!(phiward(&["query", "/nonexistent"]).status.code(), Some(2));
+}
+
+/// If this fails, what a query prints as JSON is not what stands in the trail, so that it cannot be verified.
+#[test]
+fn json_is_the_lines_of_the_trail_and_csv_a_row_a_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let asked = trail(dir.path());
+    let trail = dir.path().to_str().unwrap();
+    let mut lines = std::collections::BTreeSet::new();
+    phiward::audit::for_each(dir.path(), |line| {
+        lines.insert(line.to_vec());
+        Ok(())
+    })
+    .unwrap();
+    let json = phiward(&["query", trail, "--outcome", "allow", "--format", "json"]).stdout;
+    let json: Vec<_> = json.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
+    let allowed = wanted(&asked, |asked| asked.outcome == "allow").len();
+    assert_eq!(json.len(), allowed + asked.iter().filter(|asked| asked.status.is_some()).count());
+    assert!(json.iter().all(|line| lines.contains(*line)));
+    let csv = String::from_utf8(
+        phiward(&["query", trail, "--outcome", "allow", "--format", "csv", "--newest-first"]).stdout,
+    )
+    .unwrap();
+    let rows: Vec<_> = csv.lines().collect();
+    assert_eq!(rows.len(), allowed + 1);
+    assert!(
+        rows[0].starts_with("time,type,outcome,reason,rule") && rows[1].starts_with("2026-11-20T14:59:00")
+    );
+}
+
+/// If this fails, an export in another form drops events, or a cell of it becomes a formula in a spreadsheet.
+#[test]
+fn every_event_is_a_row_of_the_table() {
+    let dir = tempfile::tempdir().unwrap();
+    trail(dir.path());
+    let trail = dir.path().to_str().unwrap();
+    let csv = String::from_utf8(phiward(&["export", trail, "--format", "csv"]).stdout).unwrap();
+    assert_eq!(csv.lines().count(), 1 + events(dir.path()).len());
+    let since =
+        phiward(&["export", trail, "--since", "2026-11-20T14:58:00Z", "--until", "2026-11-20T14:59:00Z"]);
+    let since = String::from_utf8(since.stdout).unwrap();
+    assert_eq!(since.lines().count(), 2, "{since}");
+    let event = serde_json::json!({"type": "conn.rejected", "decision": {"reason": "=cmd"}, "http": {"query_names": ["a", "b"], "params": {"id": "k1:0"}}});
+    let row = table_row(&event);
+    let at = |name: &str| row[table_head().iter().position(|column| column == name).unwrap()].clone();
+    assert_eq!(
+        (at("query_names"), at("params"), at("status")),
+        ("a b".to_owned(), "id=k1:0".to_owned(), String::new())
+    );
+}
+
+/// If this fails, a SIEM refuses the events, or files them under the wrong class.
+#[test]
+fn ocsf_events_have_what_their_class_requires() {
+    let dir = tempfile::tempdir().unwrap();
+    trail(dir.path());
+    for event in events(dir.path()) {
+        let mapped = ocsf(&event);
+        for required in
+            ["category_uid", "class_uid", "activity_id", "type_uid", "severity_id", "time", "metadata"]
+        {
+            assert!(mapped.get(required).is_some(), "{required}: {mapped}");
+        }
+        assert!(
+            mapped["metadata"]["version"].is_string() && mapped["metadata"]["product"]["name"] == "phiward"
+        );
+        assert_eq!(
+            mapped["type_uid"].as_u64().unwrap(),
+            mapped["class_uid"].as_u64().unwrap() * 100 + mapped["activity_id"].as_u64().unwrap()
+        );
+        assert!(!mapped.to_string().contains("null"), "{mapped}");
+        match event["type"].as_str().unwrap() {
+            "access.decision" => {
+                assert_eq!(
+                    (mapped["class_uid"].as_u64(), mapped["activity_id"].as_u64()),
+                    (Some(6003), Some(2))
+                );
+                assert_eq!(mapped["actor"]["user"]["uid"], event["subject"]["spiffe_id"]);
+                assert_eq!(mapped["action_id"], if event["decision"]["outcome"] == "allow" { 1 } else { 2 });
+                assert!(mapped["api"]["operation"].is_string() && mapped["src_endpoint"]["ip"].is_string());
+                assert_eq!(mapped["unmapped"]["chain"], event["chain"]);
+            }
+            "access.complete" => {
+                assert_eq!(mapped["http_response"]["code"], event["response"]["status"]);
+                assert_eq!(
+                    mapped["time"].as_u64(),
+                    Some(
+                        event["time"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap().as_millisecond()
+                            as u64
+                    )
+                );
+            }
+            _ => assert_eq!(mapped["class_uid"], 6002),
+        }
+    }
+    let refused = ocsf(
+        &serde_json::json!({"type": "conn.rejected", "time": "2026-11-20T14:00:00.000000000Z", "conn": {"peer_addr": "10.0.0.1"}, "decision": {"reason": "unknown_ca"}}),
+    );
+    assert_eq!((refused["class_uid"].as_u64(), refused["activity_id"].as_u64()), (Some(4001), Some(5)));
+    assert_eq!(
+        (refused["src_endpoint"]["ip"].as_str(), refused["status_detail"].as_str()),
+        (Some("10.0.0.1"), Some("unknown_ca"))
+    );
+}
