@@ -262,7 +262,10 @@ impl Audit {
             let _ = journal::remove_all(&self.shared.config.dir);
         }
         self.shared.set_health(Health::Closed, None);
-        self.lock = None;
+        if let Some(lock) = self.lock.take() {
+            // Closing alone would leave it to a process that is being forked off just now (flock(2)).
+            let _ = lock.unlock();
+        }
         match written.and(synced) {
             Ok(()) if poisoned => Err(self.shared.last_error().unwrap_or_default()),
             outcome => outcome,
