@@ -35,13 +35,17 @@ struct Asked {
 fn asked() -> Vec<Asked> {
     (0..60)
         .map(|n: u64| {
-            let denied = n % 5 == 0;
+            let denied = n.is_multiple_of(5);
             Asked {
                 id: format!("r{n}"),
-                who: if n % 3 == 0 { LAB } else { WEB },
+                who: if n.is_multiple_of(3) { LAB } else { WEB },
                 patient: (n % 3 + n % 2).to_string(),
                 outcome: if denied { "deny" } else { "allow" },
-                status: (!denied && n % 7 != 0).then_some(if n % 4 == 0 { 404 } else { 200 }),
+                status: (!denied && !n.is_multiple_of(7)).then_some(if n.is_multiple_of(4) {
+                    404
+                } else {
+                    200
+                }),
                 time_unix_ns: NOON + n * 60_000_000_000,
             }
         })
