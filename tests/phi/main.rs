@@ -1,0 +1,134 @@
+//! Protected health information stays out of the trail, of what sinks are sent and collectors keep, out of the log at its
+//! most talkative, metrics, the admin endpoint and error replies.
+//!
+//! Runs the real program, because what other libraries log is held back where the process sets its log up.
+#![allow(clippy::unwrap_used)] // the lint setting for tests knows #[test] functions alone
+#![allow(missing_docs, unreachable_pub)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod marker;
+mod process;
+mod traffic;
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use common::app::{After, App};
+use common::wire::Message;
+use common::{HOST, POLICY, Pki, RECORDS, WEB, eventually};
+use marker::{MARKER, base64, found_in};
+use process::{Process, files_in};
+
+/// An app that says the marker in every part of its answers, right and wrong.
+fn app(request: &Message) -> (Vec<u8>, After) {
+    let c = MARKER;
+    let path = request.start.split(' ').nth(1).unwrap_or_default();
+    let (answer, after) = match path {
+        "/open/broken" => (format!("{c}\r\n\r\n"), After::Close),
+        "/open/redirect" => (
+            format!("HTTP/1.1 302 {c}\r\nLocation: http://{c}.example/{c}?{c}\r\nContent-Length: 0\r\n\r\n"),
+            After::Keep,
+        ),
+        "/open/ws" => (
+            format!(
+                "HTTP/1.1 101 {c}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: {c}\r\n\r\n{c}"
+            ),
+            After::Keep,
+        ),
+        _ => (
+            format!(
+                "HTTP/1.1 103 {c}\r\nLink: <{c}>\r\n\r\nHTTP/1.1 200 {c}\r\nTransfer-Encoding: chunked\r\n\
+                 Set-Cookie: {c}={}\r\nX-{c}: {c}\r\nTrailer: X-{c}\r\n\r\n24\r\n{c}\r\n0\r\nX-{c}: {c}\r\n\r\n",
+                base64(c.as_bytes())
+            ),
+            After::Keep,
+        ),
+    };
+    (answer.into_bytes(), after)
+}
+
+/// A receiver of events that says yes to any sink's batch.
+async fn receiver() -> App {
+    App::start(|request| {
+        let events =
+            request.body.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"{\"create\"")).count();
+        let items = vec![r#"{"create":{"status":201}}"#; events].join(",");
+        let body = format!(r#"{{"errors":false,"items":[{items}],"text":"Success","code":0}}"#);
+        let body = if request.start.contains("/v1/logs") { String::new() } else { body };
+        (format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes(), After::Keep)
+    })
+    .await
+}
+
+/// One sink of each type that needs no other collector.
+fn sinks(dir: &Path, addr: SocketAddr) -> String {
+    std::fs::write(dir.join("token"), "sink-token\n").unwrap();
+    let sink =
+        |kind: &str, more: &str| format!("{{name: {kind}, type: {kind}, endpoint: \"http://{addr}\"{more}}}");
+    let all = [
+        sink("phiward", ""),
+        sink("ndjson", ""),
+        sink("otlp", ""),
+        sink("elasticsearch", ""),
+        sink("splunk_hec", ", token_file: token, indexer_ack: false"),
+    ];
+    format!("[{}]", all.join(", "))
+}
+
+/// If this fails, patients' data lies in files that were never meant to hold it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_marker_in_every_part_of_a_request_is_nowhere_in_trail_sinks_log_metrics_and_refusals() {
+    let (app, collector) = (App::start(app).await, receiver().await);
+    let pki = Pki::new();
+    let (dir, web_dir) = (pki.workload("records", RECORDS), pki.workload("web", WEB));
+    std::fs::write(dir.join("policy.yaml"), POLICY).unwrap();
+    let inbound = format!(
+        "inbound: {{listeners: [{{name: api, bind: \"127.0.0.1:0\", app: \"{}\"}}], probes: {{bind: \"127.0.0.1:0\", paths: [/healthz]}}}}
+policy: {{file: policy.yaml}}",
+        app.addr
+    );
+    let records = Process::start(&dir, "records", &sinks(&dir, collector.addr), &inbound);
+    let outbound = format!(
+        "outbound: {{audit: all, bind: \"127.0.0.1:0\", services: [{{name: records, hosts: [{HOST}], \
+         endpoints: [\"{}\"], identities: [\"{RECORDS}\"]}}]}}",
+        records.addr("inbound")
+    );
+    let web = Process::start(&web_dir, "web", &sinks(&web_dir, collector.addr), &outbound);
+
+    traffic::to_outbound(web.addr("outbound")).await;
+    traffic::to_inbound(records.addr("inbound"), &pki, &web_dir).await;
+    traffic::to_side_ports(records.addr("probes"), records.addr("admin")).await;
+    let all_sinks = ["/v1/events", "POST / ", "/v1/logs", "/_bulk", "/services/collector"];
+    let kinds = || {
+        all_sinks
+            .iter()
+            .filter(|path| collector.seen().iter().any(|batch| batch.start.contains(**path)))
+            .count()
+    };
+    eventually("every type of sink has sent events", async || kinds() == all_sinks.len()).await;
+
+    for process in [web, records] {
+        let places = [("admin", process.shown().await), ("running spool", process.spool())];
+        let spool = process.folder();
+        let places = places
+            .into_iter()
+            .chain([("log", process.end().await.into_bytes()), ("spool", files_in(&spool))]);
+        for (place, bytes) in places {
+            assert!(bytes.len() > 500, "{place} is empty");
+            let line = String::from_utf8_lossy(&bytes)
+                .lines()
+                .find(|line| found_in(line.as_bytes()).is_some())
+                .map(str::to_owned);
+            assert_eq!(line, None, "in the {place}");
+        }
+    }
+    assert!(
+        collector.seen().iter().any(|batch| String::from_utf8_lossy(&batch.body).contains("access.decision"))
+    );
+    for batch in collector.seen() {
+        assert_eq!(found_in(format!("{batch:?}").as_bytes()), None, "{} was sent it", batch.start);
+        assert_eq!(found_in(&batch.body), None, "{} was sent it", batch.start);
+    }
+}
