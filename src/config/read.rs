@@ -28,7 +28,7 @@ impl<'r> Reading<'r> {
         Self { reader, base: std::path::absolute(base).unwrap_or_else(|_| base.to_owned()) }
     }
 
-    pub(super) fn fields<'n>(&self, node: &'n Node, what: &str) -> Option<Fields<'n, 'r>> {
+    pub(super) fn fields<'n>(&self, node: &'n Node, what: &'r str) -> Option<Fields<'n, 'r>> {
         self.reader.fields(node, what)
     }
 

@@ -2,8 +2,6 @@
 //!
 //! They know nothing of patterns and rules.
 
-use std::hash::{BuildHasher, Hasher};
-
 use super::path::hex_pair;
 
 /// Where the first slash is: eight bytes at a time, and without a call, since segments are short.
@@ -91,30 +89,6 @@ fn mixed(state: u64, key: &[u8]) -> u64 {
         (tail, None) => mix(tail.iter().fold(0, |word, byte| word << 8 | u64::from(*byte))),
     }
     state.wrapping_mul(K)
-}
-
-/// Hashes as the finished table does: the keys come from the policy, so nobody chooses them to collide.
-#[derive(Default, Clone, Copy)]
-pub(super) struct SegmentHash;
-
-pub(super) struct SegmentHasher(u64);
-
-impl BuildHasher for SegmentHash {
-    type Hasher = SegmentHasher;
-
-    fn build_hasher(&self) -> SegmentHasher {
-        SegmentHasher(K)
-    }
-}
-
-impl Hasher for SegmentHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = mixed(self.0, bytes);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
 }
 
 #[cfg(test)]

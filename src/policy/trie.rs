@@ -3,12 +3,10 @@
 //! All literal edges live in one open-addressed table keyed by (node, segment): one probe a segment, no pointer chase
 //! through a map a node. The keys come from the policy, so a client cannot choose them to collide.
 
-use std::collections::HashMap;
-
 use super::method::MethodSet;
 use super::path::without_params;
 use super::pattern::{MAX_LITERAL_BYTES, PathPattern, Segment, without_slash};
-use super::scan::{SegmentHash, find_slash, fold, fold_into, hash};
+use super::scan::{find_slash, fold, fold_into, hash};
 
 const NONE: u32 = u32::MAX;
 
@@ -34,10 +32,17 @@ pub(super) struct Trie {
     /// True on the deny side: literals are folded, trailing slashes are dropped.
     wide: bool,
     nodes: Vec<Node>,
-    /// Its length is a power of two, more than the number of edges.
-    edges: Vec<Edge>,
-    literals: Vec<u8>,
+    edges: Edges,
     ends: Vec<End>,
+}
+
+/// The literal edges of all nodes.
+struct Edges {
+    /// Its length is a power of two, more than twice the number of edges.
+    table: Vec<Edge>,
+    count: usize,
+    /// The segments, one after the other.
+    bytes: Vec<u8>,
 }
 
 #[derive(Clone, Copy)]
@@ -65,11 +70,12 @@ struct Edge {
 pub(super) struct Builder {
     wide: bool,
     nodes: Vec<Growing>,
-    edges: HashMap<(u32, Vec<u8>), u32, SegmentHash>,
+    edges: Edges,
 }
 
 #[derive(Default)]
 struct Growing {
+    literals: bool,
     one: Option<u32>,
     here: Vec<End>,
     rest: Vec<End>,
@@ -86,7 +92,7 @@ pub(super) struct Reading {
 
 impl Builder {
     pub(super) fn new(wide: bool) -> Self {
-        Self { wide, nodes: vec![Growing::default()], edges: HashMap::default() }
+        Self { wide, nodes: vec![Growing::default()], edges: Edges::new() }
     }
 
     pub(super) fn insert(&mut self, pattern: &PathPattern, end: End) {
@@ -96,9 +102,13 @@ impl Builder {
             node = match segment {
                 Segment::One(_) => self.one(node),
                 Segment::Literal(text) => {
-                    let key = if self.wide { fold(text) } else { text.as_bytes().to_vec() };
                     let fresh = self.nodes.len() as u32; // fits: bounded by the bytes of the file
-                    let child = *self.edges.entry((node, key)).or_insert(fresh);
+                    let child = if self.wide {
+                        self.edges.get_or_insert(node, &fold(text), fresh)
+                    } else {
+                        self.edges.get_or_insert(node, text.as_bytes(), fresh)
+                    };
+                    self.nodes[node as usize].literals = true;
                     self.grow_to(child);
                     child
                 }
@@ -129,30 +139,14 @@ impl Builder {
             ends.append(&mut list);
             (start, ends.len() as u32)
         };
-        let mut has_literals = vec![false; self.nodes.len()];
-        self.edges.keys().for_each(|(node, _)| has_literals[*node as usize] = true);
-        let nodes = self.nodes.into_iter().zip(has_literals).map(|(node, literals)| Node {
-            literals,
+        let nodes = self.nodes.into_iter().map(|node| Node {
+            literals: node.literals,
             one: node.one.unwrap_or(NONE),
             here: range(node.here),
             rest: range(node.rest),
         });
         let nodes = nodes.collect();
-        let empty = Edge { node: NONE, child: NONE, hash: 0, start: 0, length: 0 };
-        let mut edges = vec![empty; (self.edges.len() * 2).next_power_of_two().max(2)];
-        let mut literals = Vec::new();
-        for ((node, key), child) in self.edges {
-            let hash = hash(node, &key);
-            let edge = Edge { node, child, hash, start: literals.len() as u32, length: key.len() as u32 };
-            literals.extend_from_slice(&key);
-            let mask = edges.len() - 1;
-            let mut slot = hash as usize & mask;
-            while edges[slot].node != NONE {
-                slot = (slot + 1) & mask;
-            }
-            edges[slot] = edge;
-        }
-        Trie { wide: self.wide, nodes, edges, literals, ends }
+        Trie { wide: self.wide, nodes, edges: self.edges, ends }
     }
 }
 
@@ -191,9 +185,9 @@ impl Trie {
         let child = if !node_at.literals {
             None
         } else if self.wide {
-            fold_into(segment, buffer).and_then(|length| self.literal(node, &buffer[..length]))
+            fold_into(segment, buffer).and_then(|length| self.edges.get(node, &buffer[..length]))
         } else {
-            self.literal(node, segment)
+            self.edges.get(node, segment)
         };
         if let Some(child) = child {
             self.step(child, rest, reading, buffer, visit);
@@ -221,8 +215,8 @@ impl Trie {
         };
         let (child, one) = match segment {
             Segment::One(_) => (None, true),
-            Segment::Literal(text) if self.wide => (self.literal(node, &fold(text)), !text.is_empty()),
-            Segment::Literal(text) => (self.literal(node, text.as_bytes()), !text.is_empty()),
+            Segment::Literal(text) if self.wide => (self.edges.get(node, &fold(text)), !text.is_empty()),
+            Segment::Literal(text) => (self.edges.get(node, text.as_bytes()), !text.is_empty()),
         };
         if let Some(child) = child {
             self.step_including(child, after, rest, visit);
@@ -237,26 +231,70 @@ impl Trie {
             visit(&self.ends[start as usize..end as usize]);
         }
     }
+}
 
-    fn literal(&self, node: u32, key: &[u8]) -> Option<u32> {
+impl Edges {
+    fn new() -> Self {
+        Self { table: vec![Edge::EMPTY; 2], count: 0, bytes: Vec::new() }
+    }
+
+    /// The child of `node` under the segment `key`.
+    fn get(&self, node: u32, key: &[u8]) -> Option<u32> {
+        let edge = &self.table[self.slot(node, key, hash(node, key))];
+        (edge.node != NONE).then_some(edge.child)
+    }
+
+    /// As [`Self::get`]; where there is none, `fresh` becomes it.
+    fn get_or_insert(&mut self, node: u32, key: &[u8], fresh: u32) -> u32 {
         let hash = hash(node, key);
-        let mask = self.edges.len() - 1;
+        let mut slot = self.slot(node, key, hash);
+        if self.table[slot].node != NONE {
+            return self.table[slot].child;
+        }
+        if (self.count + 1) * 2 > self.table.len() {
+            self.grow();
+            slot = self.slot(node, key, hash);
+        }
+        let (start, length) = (self.bytes.len() as u32, key.len() as u32);
+        self.bytes.extend_from_slice(key);
+        self.table[slot] = Edge { node, child: fresh, hash, start, length };
+        self.count += 1;
+        fresh
+    }
+
+    /// Where the edge is, or would be: the table is never full.
+    fn slot(&self, node: u32, key: &[u8], hash: u32) -> usize {
+        let mask = self.table.len() - 1;
         let mut slot = hash as usize & mask;
         loop {
-            let edge = &self.edges[slot];
-            if edge.node == NONE {
-                return None;
-            }
+            let edge = &self.table[slot];
             let start = edge.start as usize;
-            if edge.hash == hash
+            let same = edge.hash == hash
                 && edge.node == node
-                && &self.literals[start..start + edge.length as usize] == key
-            {
-                return Some(edge.child);
+                && &self.bytes[start..start + edge.length as usize] == key;
+            if same || edge.node == NONE {
+                return slot;
             }
             slot = (slot + 1) & mask;
         }
     }
+
+    fn grow(&mut self) {
+        let mut table = vec![Edge::EMPTY; self.table.len() * 4];
+        let mask = table.len() - 1;
+        for edge in self.table.iter().filter(|edge| edge.node != NONE) {
+            let mut slot = edge.hash as usize & mask;
+            while table[slot].node != NONE {
+                slot = (slot + 1) & mask;
+            }
+            table[slot] = *edge;
+        }
+        self.table = table;
+    }
+}
+
+impl Edge {
+    const EMPTY: Self = Self { node: NONE, child: NONE, hash: 0, start: 0, length: 0 };
 }
 
 impl Reading {

@@ -136,7 +136,7 @@ impl<'s> Events<'s> {
         let value = match event {
             Event::Scalar(text, style, anchor, tag) => {
                 refuse_decorations(at, anchor, tag.as_ref())?;
-                scalar(text, style, at)?
+                Value::Scalar { text: scalar(text, style, at)?, plain: style == ScalarStyle::Plain }
             }
             Event::SequenceStart(anchor, tag) => {
                 refuse_decorations(at, anchor, tag.as_ref())?;
@@ -170,7 +170,7 @@ impl<'s> Events<'s> {
         let mut places: HashMap<String, Mark> = HashMap::new();
         loop {
             let (event, at) = self.next()?;
-            if event == Event::MappingEnd {
+            if matches!(event, Event::MappingEnd) {
                 return Ok(entries);
             }
             let key = key(event, at)?;
@@ -221,29 +221,28 @@ fn key(event: Event<'_>, at: Mark) -> Result<String, Problem> {
     if text == "<<" {
         return Err(Problem::new(at, "a merge key ('<<') is not allowed").hint("write the keys out"));
     }
-    let node = Node { at, value: scalar(text, style, at)? };
-    match node {
-        Node { value: Value::Scalar { text, plain: false }, .. } if !text.is_empty() => Ok(text),
-        Node { value: Value::Scalar { text, plain: true }, .. } if super::scalar::is_string(&text) => {
-            Ok(text)
-        }
-        other => {
-            let message = format!("a key must be a string, found {}", other.kind());
-            Err(Problem::new(at, message).hint("put the key in quotes if it is meant as text"))
-        }
+    let plain = style == ScalarStyle::Plain;
+    let text = scalar(text, style, at)?;
+    if if plain { super::scalar::is_string(&text) } else { !text.is_empty() } {
+        return Ok(text);
     }
+    let found = Node { at, value: Value::Scalar { text, plain } };
+    let message = format!("a key must be a string, found {}", found.kind());
+    Err(Problem::new(at, message).hint("put the key in quotes if it is meant as text"))
 }
 
-fn scalar(text: Cow<'_, str>, style: ScalarStyle, at: Mark) -> Result<Value, Problem> {
-    // An escape such as "\0" puts into a value what may not stand in the file.
+/// The text of a scalar. An escape such as "\0" puts into a value what may not stand in the file; plain text has none, and
+/// was looked at with the file.
+fn scalar(text: Cow<'_, str>, style: ScalarStyle, at: Mark) -> Result<String, Problem> {
     let hidden = || text.chars().find_map(|c| Some((c, refused_char(c, false)?)));
-    if !is_ordinary(&text)
+    if style != ScalarStyle::Plain
+        && !is_ordinary(&text)
         && let Some((c, what)) = hidden()
     {
         let message = format!("the value holds {what} (U+{:04X})", u32::from(c));
         return Err(Problem::new(at, message).hint("remove the escape"));
     }
-    Ok(Value::Scalar { text: text.into_owned(), plain: style == ScalarStyle::Plain })
+    Ok(text.into_owned())
 }
 
 fn syntax_problem(at: Mark, info: &str) -> Problem {

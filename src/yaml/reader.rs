@@ -58,16 +58,17 @@ impl Reader {
     }
 
     /// The mapping `node`, whose fields are asked for one by one; `what` names it in messages.
-    pub fn fields<'n, 'r>(&'r self, node: &'n Node, what: &str) -> Option<Fields<'n, 'r>> {
+    pub fn fields<'n, 'r>(&'r self, node: &'n Node, what: &'r str) -> Option<Fields<'n, 'r>> {
         let Value::Map(entries) = &node.value else {
             return self.wrong_type(node, what, "a mapping");
         };
         Some(Fields {
             reader: self,
             at: node.at,
-            what: what.to_owned(),
+            what,
             entries,
-            asked: Vec::with_capacity(entries.len() + 8),
+            asked: Vec::with_capacity(16), // more than most mappings know
+
             refused: Vec::new(),
         })
     }
@@ -122,7 +123,7 @@ impl Reader {
 pub struct Fields<'n, 'r> {
     reader: &'r Reader,
     at: Mark,
-    what: String,
+    what: &'r str,
     entries: &'n [Entry],
     asked: Vec<&'static str>,
     refused: Vec<&'static str>,

@@ -28,11 +28,14 @@ fn core_bool(text: &str) -> Option<bool> {
 
 /// Words that YAML 1.1 readers take for booleans and YAML 1.2 readers for text; so they are neither here.
 fn is_old_bool(text: &str) -> bool {
-    ["y", "n", "yes", "no", "on", "off"].iter().any(|word| text.eq_ignore_ascii_case(word))
+    text.len() <= 3 && ["y", "n", "yes", "no", "on", "off"].iter().any(|word| text.eq_ignore_ascii_case(word))
 }
 
 fn is_number(text: &str) -> bool {
     let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
+    if !unsigned.starts_with(|first: char| first.is_ascii_digit() || first == '.') {
+        return false; // as nearly every word of a file
+    }
     let based = |prefix: &str, legal: fn(&u8) -> bool| {
         unsigned.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| legal(&b)))
     };

@@ -80,7 +80,7 @@ fn header(parts: &Parts<'_>, entry: &Entry) -> Option<HeaderRule> {
             parts.report(Finding::error("bad_header", item.at, message).hint(hint));
             return None;
         }
-        Some((text.to_owned(), text.to_owned()))
+        Some((text, text.to_owned()))
     })?;
     parts.names_header(name);
     Some(HeaderRule { name: name.clone(), values: values.into_iter().map(|value| value.value).collect() })
@@ -181,7 +181,7 @@ fn too_many(parts: &Parts<'_>, node: &Node) {
 fn params(parts: &Parts<'_>, node: &Node, what: &str) -> Option<Vec<Located<String>>> {
     parts.distinct(node, what, |item| {
         let text = parts.reader.string(item, "a parameter")?;
-        param_name(parts, text, item.at).then(|| (text.to_owned(), text.to_owned()))
+        param_name(parts, text, item.at).then(|| (text, text.to_owned()))
     })
 }
 
@@ -227,22 +227,24 @@ fn number(parts: &Parts<'_>, entry: &Entry) -> Option<u64> {
 
 /// One value, or a list of those that are accepted.
 fn values(parts: &Parts<'_>, entry: &Entry) -> Option<Vec<String>> {
-    let legal = |node: &Node| {
-        let text = parts.reader.string(node, "a required value")?;
-        if text.trim().is_empty() || text.len() > MAX_VALUE_BYTES || text.chars().any(char::is_control) {
-            let message = "a required value must be one line of 1 to 256 bytes, as it is after decoding";
-            parts.report(Finding::error("bad_query", node.at, message));
-            return None;
-        }
-        Some((text.to_owned(), text.to_owned()))
-    };
     match &entry.value.value {
         Value::Seq(_) => {
-            let values = parts.distinct(&entry.value, "a required value", legal)?;
+            let values =
+                parts.distinct(&entry.value, "a required value", |item| required_value(parts, item))?;
             Some(values.into_iter().map(|value| value.value).collect())
         }
-        _ => legal(&entry.value).map(|(text, _)| vec![text]),
+        _ => required_value(parts, &entry.value).map(|(_, text)| vec![text]),
     }
+}
+
+fn required_value<'n>(parts: &Parts<'_>, node: &'n Node) -> Option<(&'n str, String)> {
+    let text = parts.reader.string(node, "a required value")?;
+    if text.trim().is_empty() || text.len() > MAX_VALUE_BYTES || text.chars().any(char::is_control) {
+        let message = "a required value must be one line of 1 to 256 bytes, as it is after decoding";
+        parts.report(Finding::error("bad_query", node.at, message));
+        return None;
+    }
+    Some((text, text.to_owned()))
 }
 
 /// `tcp: {listeners: [postgres]}`.

@@ -114,7 +114,7 @@ impl<'r> Parts<'r> {
         self.distinct(node, what, |item| {
             let text = self.reader.string(item, "a path")?;
             match PathPattern::parse(text, &self.path) {
-                Ok(pattern) => Some((text.to_owned(), pattern)),
+                Ok(pattern) => Some((text, pattern)),
                 Err(error) => {
                     self.report(Finding::error(
                         "bad_path",
@@ -131,7 +131,7 @@ impl<'r> Parts<'r> {
         self.distinct(node, what, |item| {
             let text = self.reader.string(item, "an identity")?;
             match IdPattern::parse(text) {
-                Ok(pattern) => Some((text.to_owned(), pattern)),
+                Ok(pattern) => Some((text, pattern)),
                 Err(error) => {
                     let message = format!("`{text}` is not an identity pattern: {error}");
                     self.report(Finding::error("bad_identity", item.at, message));
@@ -161,17 +161,17 @@ impl<'r> Parts<'r> {
                     format!("`{text}` is not one of service.hosts, so nothing would match"),
                     "add it there",
                 ),
-                Some(_) => Some((text.to_owned(), text.to_owned())),
+                Some(_) => Some((text, text.to_owned())),
             }
         })
     }
 
     /// The items of a list that is not empty and has nothing twice, with their places.
-    pub(super) fn distinct<K: Eq + Hash + std::fmt::Display, T>(
+    pub(super) fn distinct<'n, K: Eq + Hash + std::fmt::Display, T>(
         &self,
-        node: &Node,
+        node: &'n Node,
         what: &str,
-        read: impl Fn(&Node) -> Option<(K, T)>,
+        read: impl Fn(&'n Node) -> Option<(K, T)>,
     ) -> Option<Vec<Located<T>>> {
         let nodes = self.reader.nonempty_list(node, what)?;
         let mut items = Vec::with_capacity(nodes.len());
