@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::audit::{ControlEvent, ControlRecorder};
 use crate::identity::{FileContents, FilePaths, TrustDomain};
@@ -20,6 +21,9 @@ use crate::tls::TlsSettings;
 
 /// How often the files are read.
 const INTERVAL: Duration = Duration::from_millis(500);
+
+/// How often the trail is told that the policy in force is in shadow mode.
+const REMINDER: Duration = Duration::from_secs(3600);
 
 /// What could not be reloaded, for `/ready`.
 #[derive(Debug, Clone, Default)]
@@ -59,6 +63,8 @@ pub(crate) struct PolicyFile {
     path: PathBuf,
     published: watch::Sender<Arc<Policy>>,
     seen: Seen<Vec<u8>>,
+    /// When the trail was last told that the policy is in shadow mode.
+    reminded: Option<Instant>,
 }
 
 /// The SVID's files and who waits for their versions.
@@ -113,6 +119,7 @@ impl Watcher {
     fn look(&mut self) {
         if let Some(policy) = &mut self.policy {
             policy.look(&self.outcome);
+            policy.remind(&self.outcome.audit);
         }
         self.identity.look(&self.outcome);
     }
@@ -121,7 +128,7 @@ impl Watcher {
 impl PolicyFile {
     /// The file whose `content` is in force.
     pub(crate) fn new(path: PathBuf, content: Vec<u8>, published: watch::Sender<Arc<Policy>>) -> Self {
-        Self { path, published, seen: Seen::new(content) }
+        Self { path, published, seen: Seen::new(content), reminded: None }
     }
 
     fn look(&mut self, outcome: &Outcome) {
@@ -163,6 +170,29 @@ impl PolicyFile {
                 outcome.status.set("policy", Some(format!("{file}:{line}:{column}: {message}")));
             }
         }
+    }
+}
+
+impl PolicyFile {
+    /// Records, once and then each hour, that the policy in force is in shadow mode: a trial that nobody ends is a policy
+    /// that nobody enforces.
+    fn remind(&mut self, audit: &ControlRecorder) {
+        let policy = self.published.borrow().clone();
+        if !policy.is_shadow() {
+            self.reminded = None;
+            return;
+        }
+        let now = Instant::now();
+        if self.reminded.is_some_and(|at| now < at + REMINDER) {
+            return;
+        }
+        self.reminded = Some(now);
+        tracing::warn!(revision = policy.revision(), "the policy is in shadow mode: no request is refused");
+        audit.record(ControlEvent::PolicyShadow {
+            time_unix_ns: now_ns(),
+            revision: policy.revision().to_owned(),
+            sha256: policy.sha256_hex().to_owned(),
+        });
     }
 }
 
@@ -286,9 +316,6 @@ pub(crate) fn judge(source: &[u8]) -> Result<Policy, Vec<Finding>> {
             hint: Some("leave it out of the policy of a running sidecar; `policy` commands know it".into()),
         }]);
     }
-    if policy.is_shadow() {
-        tracing::warn!(policy = policy.name(), "the policy is in shadow mode: no request is denied");
-    }
     Ok(policy)
 }
 
@@ -313,6 +340,46 @@ fn now_ns() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::{Audit, Durability, InstanceFacts, OnFailure, SpoolConfig};
+
+    fn policy(head: &str) -> Arc<Policy> {
+        let text =
+            format!("apiVersion: phiward/v1\nkind: Policy\nmetadata: {{name: p, revision: r1}}\n{head}");
+        Arc::new(Policy::parse(text.as_bytes()).unwrap())
+    }
+
+    /// If this fails, a trial that was forgotten is not told, or the trail is filled with reminders.
+    #[tokio::test(start_paused = true)]
+    async fn shadow_mode_is_told_at_once_and_then_each_hour() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = SpoolConfig {
+            dir: dir.path().into(),
+            max_bytes: 64 << 20,
+            durability: Durability::Write,
+            on_failure: OnFailure::Deny,
+            segment_bytes: 1 << 20,
+        };
+        let audit = Audit::start(config, &InstanceFacts::default(), &[]).unwrap();
+        let published = watch::Sender::new(policy("mode: shadow\n"));
+        let mut file = PolicyFile::new(PathBuf::new(), Vec::new(), published.clone());
+        let told = |file: &mut PolicyFile| {
+            file.remind(&audit.control());
+            file.reminded
+        };
+        let start = Instant::now();
+        assert_eq!(told(&mut file), Some(start));
+        tokio::time::advance(REMINDER - Duration::from_millis(1)).await;
+        assert_eq!(told(&mut file), Some(start));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(told(&mut file), Some(Instant::now()));
+        published.send_replace(policy(""));
+        assert_eq!(told(&mut file), None, "enforced now");
+        published.send_replace(policy("mode: shadow\n"));
+        assert_eq!(told(&mut file), Some(Instant::now()), "a new trial");
+        audit.close().unwrap();
+        let report = crate::audit::verify(dir.path()).unwrap();
+        assert_eq!(report.by_type["policy.shadow"], 3);
+    }
 
     /// If this fails, half a file is taken for a new version, and deny rules that were not written yet are missing.
     #[test]

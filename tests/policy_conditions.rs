@@ -212,8 +212,13 @@ fn a_policy_in_shadow_blocks_nothing_and_tells_what_it_would() {
             (Outcome::Allow, shadow.is_none())
         );
     }
-    // What can be read in two ways is refused still: there is nothing that could be decided about it.
-    assert_eq!(ask(&policy, "spiffe://d/w", "GET /o/../x", &[]).decision.reason, Reason::DotSegment);
+    // What can be read in two ways passes too, but for what no proxy may forward.
+    let rejected = |line| ask(&policy, "spiffe://d/w", line, &[]).decision;
+    let shadow = rejected("GET /o/../x").shadow.unwrap();
+    assert_eq!((shadow.outcome, shadow.reason), (Outcome::Reject, Reason::DotSegment));
+    assert!(rejected("GET /o/../x").is_shadow_denial());
+    assert_eq!(rejected("CONNECT a:1").outcome, Outcome::Reject);
+    assert_eq!(rejected("GET o").outcome, Outcome::Reject);
 }
 
 /// If this fails, what a rule names of a query does not reach the trail, or what it does not name does.

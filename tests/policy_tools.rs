@@ -151,6 +151,17 @@ fn diff_shows_who_gains_and_loses_what() {
             &["diff", GOOD, BROKEN, "--now", NOW],
         ],
     );
+    let [enforced, shadowed, rules] =
+        ["enforced", "shadowed", "rules-shadowed"].map(|name| format!("tests/fixtures/policy/{name}.yaml"));
+    snapshot(
+        "diff-shadow.txt",
+        &[
+            &["diff", &enforced, &shadowed, "--now", NOW, "--fail-on-widening"],
+            &["diff", &shadowed, &enforced, "--now", NOW, "--fail-on-widening"],
+            &["diff", &enforced, &rules, "--now", NOW, "--fail-on-widening"],
+            &["diff", &rules, &enforced, "--now", NOW, "--fail-on-widening", "--format", "json"],
+        ],
+    );
     snapshot(
         "diff-json.txt",
         &[&["diff", NEXT, GOOD, "--now", NOW, "--format", "json", "--fail-on-widening"]],

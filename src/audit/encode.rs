@@ -127,6 +127,13 @@ impl Batch {
                 });
                 self.end(head_end, b"", clock, *time_unix_ns, "policy.loaded");
             }
+            ControlEvent::PolicyShadow { time_unix_ns, revision, sha256 } => {
+                self.tail().object("policy", |m| {
+                    m.text("revision", revision);
+                    m.text("sha256", sha256);
+                });
+                self.end(head_end, b"", clock, *time_unix_ns, "policy.shadow");
+            }
             ControlEvent::PolicyRefused { time_unix_ns, sha256, errors, first_at } => {
                 self.tail().object("policy", |m| {
                     if let Some((_, column)) = first_at {

@@ -185,7 +185,7 @@ pub struct Decision<'a> {
 /// A decision that was not enforced.
 #[derive(Debug, Clone, Copy)]
 pub struct ShadowFacts<'a> {
-    /// `allow` or `deny`.
+    /// `allow`, `deny` or `reject`.
     pub outcome: &'static str,
     /// A code from the closed list of reasons.
     pub reason: &'static str,
@@ -245,6 +245,15 @@ pub enum ControlEvent {
         time_unix_ns: u64,
         /// The policy's `metadata.revision`.
         revision: Option<String>,
+        /// SHA-256 of the file, in hexadecimal.
+        sha256: String,
+    },
+    /// `policy.shadow`: the policy in force decides and refuses nothing.
+    PolicyShadow {
+        /// When.
+        time_unix_ns: u64,
+        /// The policy's `metadata.revision`.
+        revision: String,
         /// SHA-256 of the file, in hexadecimal.
         sha256: String,
     },

@@ -5,12 +5,12 @@
 
 use super::compile::{Policy, Template, names};
 use super::trie::{End, Reading};
-use super::{Admitted, Grants, Method, Outcome, Reason};
+use super::{Admitted, Grants, Method, Outcome, RawRequest, Reason};
 
 /// What was decided, and by which rule.
 #[derive(Debug, Clone, Copy)]
 pub struct Decision<'p> {
-    /// Allow or deny.
+    /// Allow, deny or reject.
     pub outcome: Outcome,
     /// Why.
     pub reason: Reason,
@@ -28,7 +28,7 @@ pub struct Decision<'p> {
 /// A decision that was not enforced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shadow<'p> {
-    /// Allow or deny.
+    /// Allow, deny or reject.
     pub outcome: Outcome,
     /// Why.
     pub reason: Reason,
@@ -75,6 +75,14 @@ impl Policy {
             decision.template = self.template_of(request);
         }
         self.in_mode(decision)
+    }
+
+    /// What becomes of a request that [`super::admit`] refused for `reason`. In shadow mode it passes, as it came, but for
+    /// what no proxy may forward: CONNECT is a tunnel, and a path without a slash is malformed (RFC 9113 section 8.1.1).
+    pub fn reject(&self, raw: &RawRequest<'_>, reason: Reason) -> Decision<'_> {
+        let has_path = raw.target.starts_with('/') || raw.target == "*" && raw.method == "OPTIONS";
+        let decision = Decision::of(reason);
+        if has_path && raw.method != "CONNECT" { self.in_mode(decision) } else { decision }
     }
 
     /// Decides whether the identity that `grants` were made for may open a stream to the TCP listener called `listener`.
@@ -170,7 +178,7 @@ impl Policy {
         }
     }
 
-    /// `decision` as the policy's mode lets it stand: in shadow mode nothing is denied.
+    /// `decision` as the policy's mode lets it stand: in shadow mode nothing is refused.
     fn in_mode<'p>(&self, decision: Decision<'p>) -> Decision<'p> {
         if !self.shadow || decision.is_allowed() {
             return decision;
@@ -225,11 +233,6 @@ impl<'p> Decision<'p> {
         Self { outcome: reason.outcome(), reason, rule: None, role: None, template: None, shadow: None }
     }
 
-    /// A rejected request, so that it can be told like any other decision.
-    pub fn rejected(reason: Reason) -> Self {
-        Self::of(reason)
-    }
-
     /// True when the request may be forwarded.
     pub fn is_allowed(&self) -> bool {
         self.outcome == Outcome::Allow
@@ -242,6 +245,6 @@ impl<'p> Decision<'p> {
 
     /// True when only shadow lets it pass.
     pub fn is_shadow_denial(&self) -> bool {
-        self.is_allowed() && self.shadow.is_some_and(|shadow| shadow.outcome == Outcome::Deny)
+        self.is_allowed() && self.shadow.is_some_and(|shadow| shadow.outcome != Outcome::Allow)
     }
 }

@@ -57,10 +57,11 @@ pub fn explain<'p>(
         let candidates = candidates(policy, id, &grants, Asked::Tcp(listener), now);
         return Explanation { decision, path: None, host: None, roles, candidates };
     }
-    let admitted = match admit(&request.raw(policy.default_host()), policy.path_rules()) {
+    let raw = request.raw(policy.default_host());
+    let admitted = match admit(&raw, policy.path_rules()) {
         Ok(admitted) => admitted,
         Err(reason) => {
-            let decision = Decision::rejected(reason);
+            let decision = policy.reject(&raw, reason);
             return Explanation { decision, path: None, host: None, roles, candidates: Vec::new() };
         }
     };

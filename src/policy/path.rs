@@ -23,6 +23,8 @@ pub struct PathRules {
 impl PathRules {
     /// The longest path unless the policy says otherwise, in bytes.
     pub const DEFAULT_MAX_BYTES: usize = 2048;
+    /// The most that a policy can say, in bytes.
+    pub const MOST_MAX_BYTES: usize = 65_536;
 }
 
 impl Default for PathRules {

@@ -60,7 +60,7 @@ reasons! {
     Rule = "rule", Allow, "a permission of a bound role allows it";
     /// A `GET` of a path listed in `service.health`.
     Health = "health", Allow, "it is a health check";
-    /// The policy is in shadow mode, and would have denied it.
+    /// The policy is in shadow mode, and would have denied or rejected it.
     ShadowMode = "shadow_mode", Allow, "the policy is in shadow mode: it decides, and blocks nothing";
     /// No policy is loaded, or the grants were made under another policy.
     NoPolicy = "no_policy", Deny, "no policy is in force";

@@ -47,10 +47,13 @@ pub(super) fn run_one<'p>(policy: &'p Policy, case: &Case, now: UnixSeconds) -> 
     let grants = grants(policy, case, case.now.unwrap_or(now));
     let decision = match case.request.tcp_listener() {
         Some(listener) => policy.decide_tcp(&grants, listener),
-        None => match admit(&case.request.raw(policy.default_host()), policy.path_rules()) {
-            Err(reason) => Decision::rejected(reason),
-            Ok(request) => policy.decide(&grants, &request),
-        },
+        None => {
+            let raw = case.request.raw(policy.default_host());
+            match admit(&raw, policy.path_rules()) {
+                Err(reason) => policy.reject(&raw, reason),
+                Ok(request) => policy.decide(&grants, &request),
+            }
+        }
     };
     let failure = complaint(case, &decision).map(|text| Finding::error("test_failed", case.at, text));
     let proved_role = if failure.is_none() { decision.role } else { None };

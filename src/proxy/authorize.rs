@@ -30,6 +30,8 @@ pub(crate) struct Granted {
     pub(crate) authority: Option<Authority>,
     /// The canonical path with the query, where it differs from what arrived.
     pub(crate) target: Option<PathAndQuery>,
+    /// Lets the target and every host pass as they came: a policy in shadow mode would have rejected them.
+    pub(crate) as_it_came: bool,
     pub(crate) exchange: Rc<Exchange>,
     /// The decision's event on its way to the trail; absent where this side records none.
     pub(crate) recorded: Option<audit::Recorded>,
@@ -102,9 +104,12 @@ pub(crate) async fn revoked(conn: &ConnContext, head: &Request<()>) {
         let current = policy.current();
         let now = unix_seconds(conn.worker.clock.now_ns());
         let grants = conn.grants(&current, peer, now);
-        let allowed = policy::admit(&raw_request(head), current.policy.path_rules())
-            .is_ok_and(|admitted| current.policy.decide(&grants, &admitted).outcome == Outcome::Allow);
-        if !allowed {
+        let raw = raw_request(head);
+        let decision = match policy::admit(&raw, current.policy.path_rules()) {
+            Ok(admitted) => current.policy.decide(&grants, &admitted),
+            Err(reason) => current.policy.reject(&raw, reason),
+        };
+        if !decision.is_allowed() {
             return;
         }
         match grants.valid_until() {
@@ -160,15 +165,28 @@ impl Arrived<'_> {
         let mut place = worker.recorder.reserve(2).map_err(|_| self.refused(Failure::AUDIT.into()))?;
 
         if has_foreign_coding(request) {
-            drop(place.decision(&self.rejected(request, &current, TRANSFER_CODING)));
+            let facts = audit::Decision {
+                outcome: Outcome::Reject.as_str(),
+                reason: TRANSFER_CODING,
+                rule: None,
+                role: None,
+                shadow: None,
+            };
+            drop(place.decision(&self.unread(request, &current, facts)));
             return Err(self.refused(Refused::silent(StatusCode::BAD_REQUEST)));
         }
-        let admitted = match policy::admit(&raw_request(request), current.policy.path_rules()) {
+        let raw = raw_request(request);
+        let admitted = match policy::admit(&raw, current.policy.path_rules()) {
             Ok(admitted) => admitted,
             Err(reason) => {
-                let event = self.rejected(request, &current, reason.as_str());
-                drop(place.decision(&event));
-                return Err(self.refused(Refused::silent(StatusCode::BAD_REQUEST)));
+                let decision = current.policy.reject(&raw, reason);
+                let recorded = place.decision(&self.unread(request, &current, facts(&decision)));
+                if !decision.is_allowed() {
+                    return Err(self.refused(Refused::silent(StatusCode::BAD_REQUEST)));
+                }
+                self.count_allowed(&decision);
+                let granted = self.granted(app, None, Some(place), Some(recorded), method_name(request));
+                return Ok(Granted { as_it_came: true, ..granted });
             }
         };
         let grants = self.conn.grants(&current, peer, unix_seconds(self.now_ns));
@@ -182,10 +200,7 @@ impl Arrived<'_> {
         if !allowed {
             return Err(self.refused(Refused::silent(StatusCode::FORBIDDEN)));
         }
-        worker.metrics.allowed.inc();
-        if decision.is_shadow_denial() {
-            worker.metrics.shadow_denied.inc();
-        }
+        self.count_allowed(&decision);
         Ok(self.granted(app, target_of(&admitted), Some(place), Some(recorded), admitted.method.as_str()))
     }
 
@@ -277,7 +292,24 @@ impl Arrived<'_> {
         let (completes, may_switch) = (recorded.is_some(), place.is_some());
         let exchange = Exchange::open(self.conn.clone(), self.ids, self.now_ns, place, completes);
         let asked = (method, self.version);
-        Granted { upstream: upstream.clone(), authority: None, target, exchange, recorded, may_switch, asked }
+        Granted {
+            upstream: upstream.clone(),
+            authority: None,
+            target,
+            as_it_came: false,
+            exchange,
+            recorded,
+            may_switch,
+            asked,
+        }
+    }
+
+    fn count_allowed(&self, decision: &Decision<'_>) {
+        let metrics = &self.conn.worker.metrics;
+        metrics.allowed.inc();
+        if decision.is_shadow_denial() {
+            metrics.shadow_denied.inc();
+        }
     }
 
     fn refused(&self, refused: Refused) -> Refused {
@@ -316,26 +348,17 @@ impl Arrived<'_> {
                 version: self.version,
                 service: None,
             },
-            decision: audit::Decision {
-                outcome: decision.outcome.as_str(),
-                reason: decision.reason.as_str(),
-                rule: decision.rule,
-                role: decision.role,
-                shadow: decision.shadow.map(|shadow| audit::ShadowFacts {
-                    outcome: shadow.outcome.as_str(),
-                    reason: shadow.reason.as_str(),
-                    rule: shadow.rule,
-                }),
-            },
+            decision: facts(decision),
             policy: Some(&current.fragment),
         })
     }
 
-    fn rejected<'a, B>(
+    /// The event of a request whose target has no one reading, so that nothing of it is written.
+    fn unread<'a, B>(
         &'a self,
         request: &Request<B>,
         current: &'a CurrentPolicy,
-        reason: &'static str,
+        decision: audit::Decision<'a>,
     ) -> AccessDecision<'a> {
         AccessDecision {
             time_unix_ns: self.now_ns,
@@ -348,13 +371,7 @@ impl Arrived<'_> {
                 version: self.version,
                 ..HttpFacts::default()
             },
-            decision: audit::Decision {
-                outcome: Outcome::Reject.as_str(),
-                reason,
-                rule: None,
-                role: None,
-                shadow: None,
-            },
+            decision,
             policy: Some(&current.fragment),
         }
     }
@@ -374,6 +391,21 @@ impl Arrived<'_> {
             decision: audit::Decision { outcome, reason, rule: None, role: None, shadow: None },
             policy: None,
         }
+    }
+}
+
+/// A decision as the trail tells it.
+fn facts<'p>(decision: &Decision<'p>) -> audit::Decision<'p> {
+    audit::Decision {
+        outcome: decision.outcome.as_str(),
+        reason: decision.reason.as_str(),
+        rule: decision.rule,
+        role: decision.role,
+        shadow: decision.shadow.map(|shadow| audit::ShadowFacts {
+            outcome: shadow.outcome.as_str(),
+            reason: shadow.reason.as_str(),
+            rule: shadow.rule,
+        }),
     }
 }
 

@@ -83,7 +83,7 @@ fn decide(conn: &Rc<ConnContext>, mut request: Request<Inflow>) -> Step {
     let now_ns = conn.worker.clock.now_ns();
     let ids = conn.worker.ids.next(request.headers().get(TRACEPARENT).map(HeaderValue::as_bytes));
     let reader = Reader::of(request.headers().get(header::CONTENT_TYPE));
-    let Granted { upstream, authority, target, exchange, recorded, asked, may_switch } =
+    let Granted { upstream, authority, target, as_it_came, exchange, recorded, asked, may_switch } =
         match authorize(conn, &request, ids, now_ns) {
             Ok(granted) => granted,
             Err(refused) => {
@@ -97,8 +97,8 @@ fn decide(conn: &Rc<ConnContext>, mut request: Request<Inflow>) -> Step {
     let switch = may_switch.then(|| upgrade::asked(conn, &mut request)).flatten();
     let upstream = if switch.is_some() { upstream.for_upgrades() } else { upstream };
     let protocol = upstream.protocol();
-    let request =
-        Some(next_request(conn, &exchange, request, (authority, target), switch.as_ref(), protocol));
+    let target = Target { authority, path: target, as_it_came };
+    let request = Some(next_request(conn, &exchange, request, target, switch.as_ref(), protocol));
     Step::Onward(Onward { upstream, request, exchange, recorded, asked, switch, reader })
 }
 
@@ -157,12 +157,20 @@ fn passed_on(response: Response<Inflow>, exchange: Rc<Exchange>, lease: Lease) -
     Response::from_parts(parts, ReplyBody::upstream(body, exchange, lease))
 }
 
+/// Where the next hop is asked to lead a request, as far as it differs from what arrived.
+struct Target {
+    authority: Option<Authority>,
+    path: Option<PathAndQuery>,
+    /// Nothing may be chosen of two hosts: see [`Granted::as_it_came`].
+    as_it_came: bool,
+}
+
 /// The request as the next hop gets it.
 fn next_request(
     conn: &ConnContext,
     exchange: &Rc<Exchange>,
     request: Request<Inflow>,
-    (authority, target): (Option<Authority>, Option<PathAndQuery>),
+    target: Target,
     switch: Option<&Switch>,
     protocol: Protocol,
 ) -> Request<RequestBody> {
@@ -176,8 +184,9 @@ fn next_request(
     };
     headers::set_trusted(&mut parts.headers, exchange.ids(), told);
 
+    let both_hosts = target.as_it_came && parts.headers.contains_key(header::HOST);
     let uri = std::mem::take(&mut parts.uri).into_parts();
-    let target = target.or(uri.path_and_query).unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let path = target.path.or(uri.path_and_query).unwrap_or_else(|| PathAndQuery::from_static("/"));
     match protocol {
         Protocol::H1 => {
             if let (false, Some(authority)) = (parts.headers.contains_key(header::HOST), &uri.authority)
@@ -196,25 +205,27 @@ fn next_request(
                 switch.ask(&mut parts.headers);
             }
             parts.version = Version::HTTP_11;
-            parts.uri = Uri::from(target);
+            parts.uri = absolute(uri.scheme, uri.authority.filter(|_| both_hosts), path);
         }
         Protocol::H2 => {
-            let host = parts.headers.remove(header::HOST);
-            let authority = authority
+            let host = if both_hosts { None } else { parts.headers.remove(header::HOST) };
+            let authority = target
+                .authority
                 .or(uri.authority)
                 .or_else(|| host.and_then(|h| Authority::try_from(h.as_bytes()).ok()));
             parts.version = Version::HTTP_2;
-            parts.uri = absolute(authority, target);
+            parts.uri = absolute(Some(Scheme::HTTPS), authority, path);
         }
     }
     Request::from_parts(parts, RequestBody::new(body, exchange.clone()))
 }
 
-/// HTTP/2 carries scheme and authority in pseudo-header fields (RFC 9113, section 8.3.1).
-fn absolute(authority: Option<Authority>, target: PathAndQuery) -> Uri {
+/// HTTP/2 carries scheme and authority in pseudo-header fields (RFC 9113, section 8.3.1), HTTP/1.1 in an absolute-form
+/// target.
+fn absolute(scheme: Option<Scheme>, authority: Option<Authority>, target: PathAndQuery) -> Uri {
     let Some(authority) = authority else { return Uri::from(target) };
     let mut parts = http::uri::Parts::default();
-    parts.scheme = Some(Scheme::HTTPS);
+    parts.scheme = scheme;
     parts.authority = Some(authority);
     parts.path_and_query = Some(target);
     Uri::from_parts(parts).unwrap_or_default() // all three parts are there, so it cannot fail

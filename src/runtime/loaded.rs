@@ -43,7 +43,7 @@ impl Loaded {
         let svid = &self.tls.material().svid;
         let mut lines = vec![format!("identity {}", svid.id())];
         if let Some((_, _, policy)) = &self.policy {
-            let mode = if policy.is_shadow() { ", in shadow mode: no request is denied" } else { "" };
+            let mode = if policy.is_shadow() { ", in shadow mode: no request is refused" } else { "" };
             lines.push(format!("policy {} revision {}{mode}", policy.name(), policy.revision()));
         }
         if let Some(inbound) = &self.config.inbound {

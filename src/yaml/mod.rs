@@ -16,7 +16,7 @@ mod suggest;
 
 pub use parse::{MAX_BYTES, MAX_DEPTH, parse};
 pub use reader::{Fields, Reader};
-pub use render::{render, render_as, render_json};
+pub use render::{render, render_as, render_json, word_at};
 pub use scalar::{Day, day, time, unix_seconds};
 pub(crate) use suggest::closest;
 

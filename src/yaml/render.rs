@@ -57,6 +57,14 @@ fn excerpt(source: &str, at: Mark) -> Option<String> {
     Some(format!("  {number} | {}\n  {gutter} | {under}\n", shown.trim_end()))
 }
 
+/// How many characters the word that begins at `at` has, at least one; none when the file has no such line.
+pub fn word_at(source: &str, at: Mark) -> Option<u32> {
+    let source = source.strip_prefix('\u{feff}').unwrap_or(source);
+    let line = source.lines().nth(usize::try_from(at.line).ok()?.checked_sub(1)?)?;
+    let rest: Vec<char> = line.chars().skip(usize::try_from(at.column).ok()?.checked_sub(1)?).collect();
+    u32::try_from(word_width(&rest)).ok()
+}
+
 /// How many characters the word at the start of `rest` has, at least one.
 fn word_width(rest: &[char]) -> usize {
     let end = match rest.first() {

@@ -216,8 +216,9 @@ impl Asked {
         if let Some(listener) = request.tcp_listener() {
             return Answer::of(&policy.decide_tcp(&grants, listener));
         }
-        match admit(&request.raw(&self.host), policy.path_rules()) {
-            Err(reason) => Answer::of(&Decision::rejected(reason)),
+        let raw = request.raw(&self.host);
+        match admit(&raw, policy.path_rules()) {
+            Err(reason) => Answer::of(&policy.reject(&raw, reason)),
             Ok(admitted) => Answer::of(&policy.decide(&grants, &admitted)),
         }
     }
@@ -231,14 +232,18 @@ impl Asked {
 
 impl Answer {
     fn of(decision: &Decision<'_>) -> Self {
-        let rejected = decision.outcome == phiward::policy::Outcome::Reject;
+        // The reference knows what is rejected, not why.
+        let code = |outcome, reason: phiward::policy::Reason| match outcome {
+            phiward::policy::Outcome::Reject => "rejected".to_owned(),
+            _ => reason.as_str().to_owned(),
+        };
         let owned = |text: Option<&str>| text.map(str::to_owned);
         Self {
-            reason: if rejected { "rejected" } else { decision.reason.as_str() }.to_owned(),
+            reason: code(decision.outcome, decision.reason),
             rule: owned(decision.rule),
             role: owned(decision.role),
             template: owned(decision.template.map(|template| template.as_str())),
-            shadow: decision.shadow.map(|shadow| (shadow.reason.as_str().to_owned(), owned(shadow.rule))),
+            shadow: decision.shadow.map(|shadow| (code(shadow.outcome, shadow.reason), owned(shadow.rule))),
         }
     }
 

@@ -16,7 +16,9 @@ pub fn decide(model: &Model, asked: &Asked) -> Answer {
         decide_tcp(model, asked)
     } else {
         match seen(model, asked) {
-            None => return answer("rejected"),
+            // A tunnel, and a path that is none, are refused in any mode.
+            None if asked.method == "CONNECT" || !is_path(asked) => return answer("rejected"),
+            None => answer("rejected"),
             Some(seen) => decide_http(model, &seen),
         }
     };
@@ -25,6 +27,11 @@ pub fn decide(model: &Model, asked: &Asked) -> Answer {
     }
     let shadow = Some((answer.reason.clone(), answer.rule.clone()));
     Answer { reason: "shadow_mode".into(), rule: None, role: None, shadow, ..answer }
+}
+
+/// Whether the target begins as a path does, or is the one that does not.
+fn is_path(asked: &Asked) -> bool {
+    asked.target.starts_with('/') || asked.method == "OPTIONS" && asked.target == "*"
 }
 
 fn answer(reason: &str) -> Answer {

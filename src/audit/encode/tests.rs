@@ -70,6 +70,7 @@ fn every_kind(text: &str) -> Batch {
     batch.conn_rejected(&ConnRejected { time_unix_ns: NOW, conn: facts, reason: text }, clock);
     for event in [
         ControlEvent::PolicyLoaded { time_unix_ns: NOW, revision: some(), sha256: text.into() },
+        ControlEvent::PolicyShadow { time_unix_ns: NOW, revision: text.into(), sha256: text.into() },
         ControlEvent::PolicyRefused { time_unix_ns: NOW, sha256: some(), errors: 3, first_at: Some((7, 9)) },
         ControlEvent::PolicyRefused { time_unix_ns: NOW, sha256: None, errors: 3, first_at: None },
         ControlEvent::IdentityRotated {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::shared::{
     Format, NO, Paint, UNREADABLE, clock, complain, load, parse_now, policy_json, say, time,
 };
-use crate::policy::diff::{self, Change, Diff, Example, Group, Period, Who};
+use crate::policy::diff::{self, Change, Diff, Example, Group, Moved, Moving, Period, Who};
 use crate::policy::{Method, Policy, UnixSeconds};
 
 /// How many exceptions and identities are named in one line of text; JSON has all.
@@ -65,6 +65,13 @@ impl Report<'_> {
         let paint = Paint::stdout();
         let name = |policy: &Policy| format!("{} {}", policy.name(), policy.revision());
         let mut text = format!("{} -> {}\n", name(self.old), name(self.new));
+        if !self.found.moved.is_empty() {
+            text += &format!("\n{}\n", paint.bold("shadow"));
+        }
+        for moved in &self.found.moved {
+            let sign = if moved.widens() { paint.red("+") } else { paint.green("-") };
+            text += &format!("  {sign} {}\n", moved_text(moved));
+        }
         for group in &self.found.groups {
             text += "\n";
             for line in heading(group, self.now) {
@@ -77,15 +84,29 @@ impl Report<'_> {
                 text += &self.change(change, &paint.green("-"), "now");
             }
         }
-        let verdict = match (self.found.is_widened(), self.found.is_narrowed()) {
+        text + "\n" + &self.verdict() + "\n"
+    }
+
+    fn verdict(&self) -> String {
+        let (groups, moved) = (&self.found.groups, &self.found.moved);
+        let gained = !self.found.undecided.is_empty() || groups.iter().any(|group| !group.gained.is_empty());
+        let lost = groups.iter().any(|group| !group.lost.is_empty());
+        let mut text = match (gained, lost) {
             (false, false) => "nobody gains or loses anything",
             (true, false) => "widened: requests are allowed that were not",
             (false, true) => "narrowed: requests are not allowed any more that were",
             (true, true) => {
                 "widened and narrowed: some requests are allowed that were not, and some not any more"
             }
-        };
-        text + "\n" + verdict + "\n"
+        }
+        .to_owned();
+        if !gained && moved.iter().any(Moved::widens) {
+            text += "; widened all the same: less is enforced";
+        }
+        if !lost && moved.iter().any(|moved| !moved.widens()) {
+            text += "; narrowed all the same: more is enforced, or less granted";
+        }
+        text
     }
 
     fn change(&self, change: &Change, sign: &str, when: &str) -> String {
@@ -153,6 +174,7 @@ impl Report<'_> {
             "new": policy_json(self.new),
             "widened": self.found.is_widened(),
             "narrowed": self.found.is_narrowed(),
+            "moved": self.found.moved.iter().map(moved_json).collect::<Vec<_>>(),
             "not_compared": self.found.undecided,
             "groups": groups.collect::<Vec<_>>(),
         })
@@ -181,6 +203,32 @@ impl Report<'_> {
             },
         })
     }
+}
+
+/// A move into shadow or out of it, and what it means.
+fn moved_text(moved: &Moved) -> String {
+    let (what, enforced, shadow) = match &moved.what {
+        Moving::Policy => ("the policy".to_owned(), "it refuses requests", "it refuses nothing any more"),
+        Moving::Deny(rule) => (format!("the deny rule `{rule}`"), "it denies", "it denies nothing any more"),
+        Moving::Permission(rule) => {
+            (format!("the permission `{rule}`"), "it grants", "it grants nothing any more")
+        }
+    };
+    match moved.into_shadow {
+        true => format!("{what}: enforce -> shadow: {shadow}"),
+        false => format!("{what}: shadow -> enforce: {enforced}"),
+    }
+}
+
+fn moved_json(moved: &Moved) -> Value {
+    let (what, rule) = match &moved.what {
+        Moving::Policy => ("policy", None),
+        Moving::Deny(rule) => ("deny", Some(rule)),
+        Moving::Permission(rule) => ("permission", Some(rule)),
+    };
+    let mode = |shadow: bool| if shadow { "shadow" } else { "enforce" };
+    let (from, to) = (mode(!moved.into_shadow), mode(moved.into_shadow));
+    json!({"what": what, "rule": rule, "from": from, "to": to, "widens": moved.widens()})
 }
 
 fn answer(policy: &Policy, example: &Example) -> String {

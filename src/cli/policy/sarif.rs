@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::validate::Checked;
 use crate::policy::{CODES, Finding, Severity};
+use crate::yaml;
 
 /// One run over all files: the findings of those that could be read, a notification for each that could not.
 pub(super) fn log(checked: &[Checked], unreadable: &[(String, String)]) -> Value {
@@ -65,6 +66,9 @@ fn region(source: &[u8], finding: &Finding) -> Value {
     let line = usize::try_from(finding.at.line).unwrap_or(usize::MAX);
     let mut region = json!({"startLine": finding.at.line, "startColumn": finding.at.column});
     if let Some(line) = text.lines().nth(line.saturating_sub(1)) {
+        let width = yaml::word_at(&text, finding.at).unwrap_or(1);
+        // The column after the last one (SARIF 2.1.0, section 3.30.8).
+        region["endColumn"] = json!(finding.at.column.saturating_add(width));
         region["snippet"] = json!({"text": line});
     }
     region

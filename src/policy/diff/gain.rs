@@ -111,8 +111,8 @@ impl World {
     /// The health paths that `to` has and `from` has not: everyone may `GET` them.
     pub(super) fn health(&self, from: &Side<'_>, to: &Side<'_>) -> Vec<Change> {
         let open = |side: &Side<'_>, path: &str| {
-            let known = side.policy.is_shadow() || side.health.iter().any(|known| known.path == path);
-            known && path.len() <= side.policy.path_rules().max_bytes
+            let known = side.health.iter().any(|known| known.path == path);
+            side.policy.is_shadow() || known && path.len() <= side.policy.path_rules().max_bytes
         };
         let gained = to.health.iter().filter(|area| open(to, area.path) && !open(from, area.path));
         let change = |area: &Area<'_>| Change {

@@ -11,6 +11,7 @@
 mod conditions;
 mod gain;
 mod identities;
+mod modes;
 mod piece;
 mod view;
 mod walk;
@@ -22,6 +23,7 @@ use crate::identity::SpiffeId;
 use super::{Decision, Method, Policy, Request, UnixSeconds, admit};
 use gain::World;
 use identities::Regions;
+pub use modes::{Moved, Moving};
 use view::{Interner, Side, View};
 
 /// What changed between two policies, from `now` on.
@@ -29,6 +31,8 @@ use view::{Interner, Side, View};
 pub struct Diff {
     /// What changed for whom; parts of the mesh for which nothing changed are left out.
     pub groups: Vec<Group>,
+    /// What was moved into shadow or out of it.
+    pub moved: Vec<Moved>,
     /// What could not be decided within bounds, in words. Empty but for files made to be hard.
     pub undecided: Vec<String>,
     regions: Regions,
@@ -122,9 +126,10 @@ impl Example {
         if let Some(listener) = request.tcp_listener() {
             return Some(policy.decide_tcp(&grants, listener));
         }
-        Some(match admit(&request.raw(policy.default_host()), policy.path_rules()) {
+        let raw = request.raw(policy.default_host());
+        Some(match admit(&raw, policy.path_rules()) {
             Ok(admitted) => policy.decide(&grants, &admitted),
-            Err(reason) => Decision::rejected(reason),
+            Err(reason) => policy.reject(&raw, reason),
         })
     }
 
@@ -136,14 +141,17 @@ impl Example {
 }
 
 impl Diff {
-    /// True when the new policy allows a request that the old one does not, or when that could not be decided.
+    /// True when the new policy allows a request that the old one does not, when it enforces less, or when that could not be
+    /// decided.
     pub fn is_widened(&self) -> bool {
-        !self.undecided.is_empty() || self.groups.iter().any(|group| !group.gained.is_empty())
+        let moved = self.moved.iter().any(Moved::widens);
+        moved || !self.undecided.is_empty() || self.groups.iter().any(|group| !group.gained.is_empty())
     }
 
-    /// True when the old policy allows a request that the new one does not.
+    /// True when the old policy allows a request that the new one does not, or enforces less.
     pub fn is_narrowed(&self) -> bool {
-        self.groups.iter().any(|group| !group.lost.is_empty())
+        self.moved.iter().any(|moved| !moved.widens())
+            || self.groups.iter().any(|group| !group.lost.is_empty())
     }
 
     /// The groups that are about `id` at `time`.
@@ -205,7 +213,7 @@ pub fn diff(old: &Policy, new: &Policy, now: UnixSeconds) -> Diff {
     let groups = everyone.into_iter().chain(groups).collect();
     undecided.sort();
     undecided.dedup();
-    Diff { groups, undecided, regions }
+    Diff { groups, moved: modes::moved(old, new), undecided, regions }
 }
 
 /// Adds `period` to those with the same result, as one with the one before when nothing lies between.

@@ -186,6 +186,12 @@ impl<'s, 'p> View<'s, 'p> {
         let policy = side.policy;
         let rules = *policy.path_rules();
         if policy.shadow {
+            // What it would reject passes too: as far as that is a matter of the `path:` block, in every form there can be.
+            let rules = PathRules {
+                preserve_encoded_slash: true,
+                allow_matrix_params: true,
+                max_bytes: PathRules::MOST_MAX_BYTES,
+            };
             let allow = side.everything.iter().collect();
             return Self { allow, deny: Vec::new(), health: &side.health, hosts: None, rules, tcp: None };
         }

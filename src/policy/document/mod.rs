@@ -244,7 +244,7 @@ fn path_rules(reader: &Reader, node: &Node) -> PathRules {
         rules.allow_matrix_params = reader.one_of(node, "path.matrix_params", &words).unwrap_or(false);
     }
     if let Some(node) = fields.optional("max_bytes") {
-        let bytes = reader.bytes(node, "path.max_bytes", 16..=65_536);
+        let bytes = reader.bytes(node, "path.max_bytes", 16..=PathRules::MOST_MAX_BYTES as u64);
         rules.max_bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(rules.max_bytes);
     }
     fields.unsupported(
