@@ -5,6 +5,7 @@
 
 mod model;
 mod read;
+pub mod schema;
 mod sidecar;
 mod sinks;
 

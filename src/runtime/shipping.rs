@@ -16,7 +16,7 @@ use crate::resolve::Resolution;
 use crate::tls::{self, Alpn, TlsSettings};
 
 /// How often a `ca_file` is read again.
-const CA_LOOK: Duration = Duration::from_secs(10);
+const CA_LOOK: Duration = Duration::from_secs(1);
 
 /// The sinks of a sidecar.
 pub(super) struct Shipping {

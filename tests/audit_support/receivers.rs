@@ -80,6 +80,12 @@ pub struct Receiver {
     state: Arc<Mutex<State>>,
 }
 
+impl std::fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} at {}", self.form, self.addr)
+    }
+}
+
 impl Receiver {
     pub async fn start(form: Form, faults: Vec<Fault>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -21,6 +21,9 @@ use common::{HOST, POLICY, Pki, RECORDS, WEB, eventually};
 use marker::{MARKER, base64, found_in};
 use process::{Process, files_in};
 
+/// Opens every receiver, and is shown to nobody else.
+const TOKEN: &str = "sink-t0ken-0815";
+
 /// An app that says the marker in every part of its answers, right and wrong.
 fn app(request: &Message) -> (Vec<u8>, After) {
     let c = MARKER;
@@ -64,14 +67,14 @@ async fn receiver() -> App {
 
 /// One sink of each type that needs no other collector.
 fn sinks(dir: &Path, addr: SocketAddr) -> String {
-    std::fs::write(dir.join("token"), "sink-token\n").unwrap();
+    std::fs::write(dir.join("token"), TOKEN).unwrap();
     let sink =
         |kind: &str, more: &str| format!("{{name: {kind}, type: {kind}, endpoint: \"http://{addr}\"{more}}}");
     let all = [
         sink("phiward", ""),
-        sink("ndjson", ""),
-        sink("otlp", ""),
-        sink("elasticsearch", ""),
+        sink("ndjson", ", bearer_token_file: token"),
+        sink("otlp", ", basic: {username: phiward, password_file: token}"),
+        sink("elasticsearch", ", api_key_file: token"),
         sink("splunk_hec", ", token_file: token, indexer_ack: false"),
     ];
     format!("[{}]", all.join(", "))
@@ -122,12 +125,20 @@ policy: {{file: policy.yaml}}",
                 .find(|line| found_in(line.as_bytes()).is_some())
                 .map(str::to_owned);
             assert_eq!(line, None, "in the {place}");
+            assert!(
+                !String::from_utf8_lossy(&bytes).contains(TOKEN),
+                "the receivers' token is in the {place}"
+            );
         }
     }
     assert!(
         collector.seen().iter().any(|batch| String::from_utf8_lossy(&batch.body).contains("access.decision"))
     );
+    let token_sent =
+        |batch: &Message| batch.header("authorization").is_some_and(|value| value.contains(TOKEN));
+    assert!(collector.seen().iter().any(token_sent));
     for batch in collector.seen() {
+        assert!(!String::from_utf8_lossy(&batch.body).contains(TOKEN), "{} was sent it", batch.start);
         assert_eq!(found_in(format!("{batch:?}").as_bytes()), None, "{} was sent it", batch.start);
         assert_eq!(found_in(&batch.body), None, "{} was sent it", batch.start);
     }
