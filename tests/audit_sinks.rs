@@ -134,10 +134,11 @@ fn errors_resets_and_silence_are_waited_out_in_every_form() {
             let failures = faults.iter().filter(|fault| **fault != Fault::Well).count() as u64;
             let receiver = Receiver::start(form, faults).await;
             let sink = sink_of("sink", kind(form));
-            let status = deliver(spool.path(), 1500, &sink, &receiver, Duration::from_millis(500)).await;
+            let status = deliver(spool.path(), 1500, &sink, &receiver, Duration::from_secs(1)).await;
             assert_eq!(once(receiver.stored()), lines(spool.path()), "{form:?}");
             assert_eq!((status.acked_events, status.quarantined_events), (3002, 0), "{form:?}");
-            assert_eq!((status.retries, status.last_error), (failures, None), "{form:?}");
+            // At least: on a busy machine a good answer can be late too, and is asked for again.
+            assert!(status.retries >= failures && status.last_error.is_none(), "{form:?}: {status:?}");
             assert!(quarantined(spool.path()).is_empty());
         });
     }
@@ -515,7 +516,8 @@ fn a_sink_that_is_not_required_tells_what_it_has_missed() {
         let mut required = shipper(&audit, &sinks[0], receiver.addr, PATIENCE);
         for round in 0..6 {
             std::thread::scope(|scope| {
-                scope.spawn(|| requests(&audit, &format!("{round}-"), 300));
+                // In bursts: nobody waits for the writer, who makes room, and so small a spool would be full before.
+                scope.spawn(|| (0..12).for_each(|burst| requests(&audit, &format!("{round}-{burst}-"), 25)));
             });
             finish(&mut required).await;
         }

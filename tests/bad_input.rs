@@ -159,6 +159,27 @@ fn a_short_audit_key_is_refused() {
     folder.refused(2, &["audit-hmac.key"]);
 }
 
+/// If this fails, a sidecar runs for days before somebody notices that no receiver lets it in, or shows a token to say so.
+#[test]
+fn a_sink_without_its_secret_or_its_ca_is_refused() {
+    let folder = Folder::new();
+    let sink = "{name: a, type: otlp, endpoint: \"https://a:1\", ca_file: ca.pem, bearer_token_file: token}";
+    folder.write(
+        "sidecar.yaml",
+        CONFIG.replace("audit-hmac.key}", &format!("audit-hmac.key, sinks: [{sink}]}}")),
+    );
+    folder.refused(2, &["token", "cannot be read", "No such file"]);
+    folder.write("token", "t0ken-0815\nt0ken-0815\n");
+    folder.refused(1, &["token", "must be one line"]);
+    assert!(!String::from_utf8(folder.phiward("check").stderr).unwrap().contains("0815"));
+    folder.write("token", "t0ken-0815\n");
+    folder.refused(2, &["ca.pem", "cannot be read"]);
+    folder.write("ca.pem", std::fs::read(folder.dir.join("svid.key")).unwrap());
+    folder.refused(1, &["ca.pem", "no file of CA certificates"]);
+    folder.write("ca.pem", folder.pki.ca.cert_pem());
+    assert_eq!(folder.phiward("check").status.code(), Some(0));
+}
+
 /// If this fails, a taken port is found out after traffic was accepted.
 #[test]
 fn a_taken_port_is_refused() {
