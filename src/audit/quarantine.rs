@@ -27,8 +27,10 @@ pub(crate) struct Kept {
 /// # Errors
 /// The disk's; then nothing was set aside.
 pub(crate) fn keep(dir: &Path, sink: &str, batch: &[u8]) -> io::Result<Kept> {
+    let spool = File::open(dir)?;
     let dir = dir.join(QUARANTINE);
     std::fs::create_dir_all(&dir)?;
+    spool.sync_all()?; // the folder's own entry, which syncing what is in it does not bring to the disk
     let mut ids = Vec::new();
     let mut only_quarantine_events = true;
     for line in batch.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {

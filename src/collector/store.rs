@@ -305,7 +305,10 @@ impl Store {
         let mut file =
             OpenOptions::new().append(true).create(true).mode(0o640).open(dir.join("evidence.jsonl"))?;
         file.write_all(bytes)?;
-        let synced = self.disk.sync(&file).and_then(|()| self.disk.sync(&trail::open_dir(&dir)?));
+        let synced = self.disk.sync(&file).and_then(|()| {
+            self.disk.sync(&trail::open_dir(&dir)?)?;
+            self.disk.sync(&trail::open_dir(&self.dir)?) // it may just have been made
+        });
         self.failed |= synced.is_err();
         synced
     }

@@ -1,5 +1,6 @@
 //! A disk that fails on command: the shim (`shim.c`), compiled once, and the control file of each process.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,8 @@ pub enum Knob {
 /// The disk under one folder of one process.
 pub struct Disk {
     control: PathBuf,
+    /// What has reached the disk.
+    synced: PathBuf,
     folder: PathBuf,
     file: File,
 }
@@ -47,7 +50,7 @@ impl Disk {
         let options = OpenOptions::new().read(true).write(true).create(true).truncate(true).to_owned();
         let file = options.open(&control).unwrap();
         file.set_len(4 * WORDS).unwrap();
-        Self { control, folder, file }
+        Self { control, synced: folder.with_extension("synced"), folder, file }
     }
 
     /// Puts `command`, which is about to be started, on this disk.
@@ -56,6 +59,7 @@ impl Disk {
         command
             .env("LD_PRELOAD", shim())
             .env("PHIWARD_FAULT_DIR", &self.folder)
+            .env("PHIWARD_FAULT_SYNCED", &self.synced)
             .env("PHIWARD_FAULT_CONTROL", &self.control);
     }
 
@@ -103,6 +107,43 @@ impl Disk {
             Knob::WriteTakes,
         ] {
             self.turn(knob, 0);
+        }
+    }
+
+    /// Takes away what a power failure would have taken from a process that was just killed, at the worst: bytes that were not
+    /// synced, and files whose folder was not. Journals go whole, because after a boot nothing is brought over from one.
+    pub fn lose_power(&self) {
+        let log = std::fs::read_to_string(&self.synced).unwrap_or_default();
+        let (mut lengths, mut entries) = (BTreeMap::new(), BTreeSet::new());
+        for line in log.lines() {
+            match line.split_once(' ').unwrap() {
+                ("entry", path) => drop(entries.insert(path)),
+                ("moved", paths) => {
+                    let (from, to) = paths.split_once(' ').unwrap();
+                    lengths.extend(lengths.get(from).copied().map(|length| (to, length)));
+                }
+                (_, rest) => {
+                    let (length, path) = rest.split_once(' ').unwrap();
+                    lengths.insert(path, length.parse::<u64>().unwrap());
+                }
+            }
+        }
+        let mut folders = vec![self.folder.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                let (text, name) = (path.to_str().unwrap(), path.file_name().unwrap().to_str().unwrap());
+                match (path.is_dir(), entries.contains(text) && !name.starts_with("journal-")) {
+                    (true, true) => folders.push(path),
+                    (true, false) => std::fs::remove_dir_all(path).unwrap(),
+                    (false, true) => {
+                        let file = OpenOptions::new().write(true).open(&path).unwrap();
+                        let length = file.metadata().unwrap().len();
+                        file.set_len(lengths.get(text).copied().unwrap_or(0).min(length)).unwrap();
+                    }
+                    (false, false) => std::fs::remove_file(path).unwrap(),
+                }
+            }
         }
     }
 

@@ -53,7 +53,8 @@ pub fn check(mesh: &Mesh, plan: &Plan) -> Result<Tally, String> {
         let trail = Trail::merge(side, kept, &store).map_err(wrong)?;
         trail.epochs_follow().map_err(wrong)?;
         trail.completions_fit().map_err(wrong)?;
-        unrecorded += trail.each_seen_is_recorded(&seen, plan).map_err(wrong)?;
+        unrecorded +=
+            trail.each_seen_is_recorded(&must_be_recorded(&made, &seen, plan), plan).map_err(wrong)?;
         all.extend(trail.events);
     }
     the_store_tells(&dir.join("collector/store"), &store, &all, plan)?;
@@ -68,6 +69,20 @@ pub fn check(mesh: &Mesh, plan: &Plan) -> Result<Tally, String> {
         events: all.len(),
         withheld: mesh.liars.iter().map(|liar| liar.withheld().len()).sum(),
     })
+}
+
+/// What has its event whatever has happened: everything that the app saw, unless the machine lost power. Then `durability`
+/// says what: with `fsync` what was answered, with `write` nothing of the last moment.
+fn must_be_recorded(made: &[Made], seen: &[Seen], plan: &Plan) -> Vec<Seen> {
+    let answered: BTreeSet<&str> =
+        made.iter().filter(|made| made.outcome.is_ok()).map(|made| &*made.trace_id).collect();
+    let survives = |seen: &&Seen| match plan.durability {
+        _ if !plan.power_fails() => true,
+        "write" => false,
+        "fsync" => answered.contains(&*seen.trace_id),
+        _ => true,
+    };
+    seen.iter().filter(survives).cloned().collect()
 }
 
 /// A record, as far as it is looked at.

@@ -41,6 +41,8 @@ pub enum Fault {
     Kill(Side),
     /// Twice in a row: the second finds what the first restart has just written.
     KillTwice(Side),
+    /// `kill -9`, and what was not synced is gone.
+    PowerFails(Side),
     KillApp,
     /// Every connection between the sidecars breaks.
     CutMesh,
@@ -101,14 +103,20 @@ impl Plan {
     /// memory of the process until the disk takes events again; and a spool that removes what was acknowledged cannot
     /// have what a collector forgot.
     fn can_be_accounted_for(&self, fault: Fault) -> bool {
-        use Fault::{Kill, KillTwice, KillWhileFull, Lie as Lies, SyncFails, WriteFails};
+        use Fault::{Kill, KillTwice, KillWhileFull, Lie as Lies, PowerFails, SyncFails, WriteFails};
         let ends_process = matches!(
             fault,
-            Kill(side) | KillTwice(side) | KillWhileFull(side, _) | WriteFails(side) | SyncFails(side, _)
+            Kill(side) | KillTwice(side) | KillWhileFull(side, _) | PowerFails(side) | WriteFails(side) | SyncFails(side, _)
                 if side != Side::Collector
         );
         let loses_acknowledged = matches!(fault, Lies(Lie::Forget | Lie::Status(413, _)));
         !(self.allow_with_gap && ends_process || self.small_spool && loses_acknowledged)
+    }
+
+    /// Whether a sidecar may lose what it has not synced.
+    pub fn power_fails(&self) -> bool {
+        let of_sidecar = |fault| matches!(fault, Fault::PowerFails(Side::Records | Side::Web));
+        self.steps.iter().any(|step| of_sidecar(step.fault))
     }
 
     /// Whether the collector may miss what was acknowledged.
@@ -119,7 +127,7 @@ impl Plan {
 
 fn any_fault(rng: &mut Rng) -> Fault {
     let side = [Side::Records, Side::Records, Side::Web, Side::Collector][rng.usize(0..4)];
-    match rng.u32(0..16) {
+    match rng.u32(0..18) {
         0..=2 => Fault::Kill(side),
         3 => Fault::KillTwice(side),
         4 => Fault::KillApp,
@@ -130,6 +138,7 @@ fn any_fault(rng: &mut Rng) -> Fault {
         10 => Fault::SyncFails(side, [EIO, ENOSPC][rng.usize(0..2)]),
         11 => Fault::SlowSync(side, rng.u64(5..60)),
         12 => Fault::ShortWrites(side),
+        13 | 14 => Fault::PowerFails(side),
         _ => Fault::Lie(any_lie(rng)),
     }
 }

@@ -116,6 +116,13 @@ impl Mesh {
                 self.restart(side).await?;
                 self.restart(side).await
             }
+            Fault::PowerFails(side) => {
+                self.disk(side).mend();
+                let process = self.process(side);
+                process.kill();
+                process.disk.lose_power();
+                must_start(process).await
+            }
             Fault::KillApp => {
                 self.app.kill();
                 tokio::time::sleep(Duration::from_millis(30)).await;

@@ -1,9 +1,11 @@
 /* Makes the disk of one folder fail: loaded into a phiward process by LD_PRELOAD, in tests only (tests/faults).
  *
  * PHIWARD_FAULT_DIR names the folder; PHIWARD_FAULT_CONTROL a file of the numbers below, which the test changes while the
- * process runs and this maps. Calls on files outside the folder pass untouched.
+ * process runs and this maps. PHIWARD_FAULT_SYNCED is a file to which this appends what has reached the disk, so that the test
+ * can take the rest away as a power failure would. Calls on files outside the folder pass untouched.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -15,6 +17,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <signal.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -41,6 +44,7 @@ static struct control none;
 static struct control *control = &none;
 static const char *folder;
 static size_t folder_length;
+static int synced_log = -1;
 
 static ssize_t (*real_write)(int, const void *, size_t);
 static ssize_t (*real_pwrite)(int, const void *, size_t, off_t);
@@ -50,6 +54,7 @@ static int (*real_fsync)(int);
 static int (*real_ftruncate)(int, off_t);
 static int (*real_open)(const char *, int, ...);
 static int (*real_openat)(int, const char *, int, ...);
+static int (*real_rename)(const char *, const char *);
 
 __attribute__((constructor)) static void load(void) {
   real_write = dlsym(RTLD_NEXT, "write");
@@ -60,11 +65,14 @@ __attribute__((constructor)) static void load(void) {
   real_ftruncate = dlsym(RTLD_NEXT, "ftruncate64");
   real_open = dlsym(RTLD_NEXT, "open64");
   real_openat = dlsym(RTLD_NEXT, "openat64");
+  real_rename = dlsym(RTLD_NEXT, "rename");
   prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that is killed leaves nothing running */
   const char *path = getenv("PHIWARD_FAULT_CONTROL");
   folder = getenv("PHIWARD_FAULT_DIR");
   if (!path || !folder) return;
   folder_length = strlen(folder);
+  const char *log = getenv("PHIWARD_FAULT_SYNCED");
+  if (log) synced_log = real_open(log, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
   int fd = real_open(path, O_RDWR | O_CLOEXEC);
   void *mapped = fd < 0 ? MAP_FAILED : mmap(NULL, sizeof none, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (mapped == MAP_FAILED) {
@@ -88,15 +96,20 @@ static int one_of(uint32_t *left) {
   return 0;
 }
 
-static int inside(const char *path) { return !strncmp(path, folder, folder_length); }
+static int inside(const char *path) { return folder && !strncmp(path, folder, folder_length); }
 
-static int on_folder(int fd) {
-  char link[64], path[PATH_MAX];
+static int path_of(int fd, char path[PATH_MAX]) {
+  char link[64];
   snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-  ssize_t length = readlink(link, path, sizeof path - 1);
+  ssize_t length = readlink(link, path, PATH_MAX - 1);
   if (length < 0) return 0;
   path[length] = 0;
   return inside(path);
+}
+
+static int on_folder(int fd) {
+  char path[PATH_MAX];
+  return path_of(fd, path);
 }
 
 /* How many bytes of a write may be written; -1 with errno when it fails. */
@@ -139,9 +152,27 @@ ssize_t writev(int fd, const struct iovec *parts, int count) {
   return real_write(fd, parts[0].iov_base, (size_t)length < parts[0].iov_len ? (size_t)length : parts[0].iov_len);
 }
 
+static void note(const char *lines, size_t length) {
+  if (synced_log >= 0 && real_write(synced_log, lines, length) < 0) abort();
+}
+
+/* What is durable once a sync that begins now has succeeded: a file's length, or the entries of a folder. */
+static size_t durable(int fd, const char *path, char *lines, size_t room) {
+  struct stat found;
+  if (fstat(fd, &found)) return 0;
+  if (!S_ISDIR(found.st_mode)) return snprintf(lines, room, "length %lld %s\n", (long long)found.st_size, path);
+  size_t length = 0;
+  DIR *entries = opendir(path);
+  for (struct dirent *entry; entries && (entry = readdir(entries)) && length < room - PATH_MAX;)
+    length += snprintf(lines + length, room - length, "entry %s/%s\n", path, entry->d_name);
+  if (entries) closedir(entries);
+  return length;
+}
+
 static int synced(int fd, int (*real)(int)) {
+  char path[PATH_MAX], lines[16 * PATH_MAX];
+  if (!path_of(fd, path)) return real(fd);
   uint32_t delay = look(&control->sync_delay_ms);
-  if ((!delay && !look(&control->sync_errno)) || !on_folder(fd)) return real(fd);
   struct timespec pause = {delay / 1000, (delay % 1000) * 1000000L};
   nanosleep(&pause, NULL);
   if (look(&control->sync_errno) && one_of(&control->sync_left)) {
@@ -149,7 +180,10 @@ static int synced(int fd, int (*real)(int)) {
     errno = look(&control->sync_errno);
     return -1;
   }
-  return real(fd);
+  size_t length = durable(fd, path, lines, sizeof lines);
+  int outcome = real(fd);
+  if (!outcome) note(lines, length);
+  return outcome;
 }
 
 int fdatasync(int fd) { return synced(fd, real_fdatasync); }
@@ -161,6 +195,13 @@ int ftruncate64(int fd, off_t length) {
     return -1;
   }
   return real_ftruncate(fd, length);
+}
+
+int rename(const char *from, const char *to) {
+  int outcome = real_rename(from, to);
+  char line[3 * PATH_MAX];
+  if (!outcome && inside(from) && inside(to)) note(line, snprintf(line, sizeof line, "moved %s %s\n", from, to));
+  return outcome;
 }
 
 static int may_create(const char *path, int flags) {
