@@ -63,6 +63,9 @@ pub(crate) fn recover(dir: &Path) -> Result<Recovered, AuditError> {
         segments.pop(); // nothing was left of it
     }
     let recovered = replay::bring_over(dir, &mut segments, &mut last).map_err(io_error)?;
+    if let Some(last) = &last {
+        sync_epoch(dir, &segments, &last.record.epoch).map_err(io_error)?;
+    }
     let recovery = match (&last, damage) {
         (_, Damage::Corrupt) => "corrupt",
         (_, Damage::Torn) => "torn_tail",
@@ -73,6 +76,16 @@ pub(crate) fn recover(dir: &Path) -> Result<Recovered, AuditError> {
     };
     let previous = last.map(|last| last.record);
     Ok(Recovered { lock, segments, previous, recovery, lost_bytes, recovered })
+}
+
+/// Brings the killed process's last records onto the disk before `audit.open`, which is synced, says that they are there: a
+/// power failure after it would look as if somebody had cut them off.
+fn sync_epoch(dir: &Path, segments: &[(String, u64)], epoch: &str) -> io::Result<()> {
+    let disk = segment::Disk::default();
+    for (name, _) in segments.iter().filter(|(name, _)| name.starts_with(epoch)) {
+        disk.sync(&File::open(dir.join(name))?)?;
+    }
+    Ok(())
 }
 
 /// Makes the folder if it is missing and takes its lock, which the system lets go of when the process ends in any way.

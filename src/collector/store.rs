@@ -314,19 +314,23 @@ impl Store {
     }
 
     /// Repairs the newest segment of each epoch whose last line is not whole, so that a tool that reads the store after a
-    /// crash does not take a cut write for tampering.
+    /// crash does not take a cut write for tampering. What a killed process had written and not synced is synced: a sender will
+    /// be told that it is there already, and may forget it.
     fn repair_tails(&mut self) -> io::Result<()> {
         for entry in std::fs::read_dir(&self.dir)? {
             let name = entry?.file_name();
             let Some(epoch) = name.to_str().and_then(Epoch::parse) else { continue };
             let dir = self.dir.join(epoch.as_str());
-            if let Some((name, len)) = trail::list(&dir)?.pop()
-                && !ends_with_line_end(&File::open(dir.join(name))?, len)?
-            {
-                self.read_tip(&epoch)?;
+            if let Some((name, len)) = trail::list(&dir)?.pop() {
+                let newest = File::open(dir.join(name))?;
+                self.disk.sync(&newest)?;
+                if !ends_with_line_end(&newest, len)? {
+                    self.read_tip(&epoch)?;
+                }
             }
+            self.disk.sync(&trail::open_dir(&dir)?)?;
         }
-        Ok(())
+        self.disk.sync(&trail::open_dir(&self.dir)?)
     }
 }
 
