@@ -67,7 +67,7 @@ pub use export::{OCSF_VERSION, ocsf, table_head, table_row};
 pub use progress::SinkStatus;
 pub use pseudonym::{KeyFileError, MIN_KEY_BYTES, Pseudonym, PseudonymKey};
 pub use query::{Answer, Field, Query, Row, query};
-pub use read::{Follower, for_each};
+pub use read::{Follower, bytes, for_each};
 pub use recorder::{Recorded, Recorder, RecorderSeed, Reservation, Unavailable};
 pub use secret::{Credentials, SecretError, SecretFile};
 pub use ship::{ShipTiming, Shipper};

@@ -31,6 +31,15 @@ pub fn for_each(dir: &Path, mut sink: impl FnMut(&[u8]) -> io::Result<()>) -> io
     Ok(())
 }
 
+/// How many bytes [`for_each`] would read now.
+///
+/// # Errors
+/// A file cannot be looked at.
+pub fn bytes(dir: &Path) -> io::Result<u64> {
+    let layout = Layout::read(dir)?;
+    layout.segments().map(|segment| Ok(std::fs::metadata(&segment.path)?.len())).sum()
+}
+
 /// A reader that knows how far it has come in each file.
 pub struct Follower {
     dir: PathBuf,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::progress::Progress;
 use super::shared::{Paint, UNREADABLE, clock, complain, load, parse_now, policy_json, say, time};
 use crate::audit;
 use crate::cli::table;
@@ -94,11 +95,15 @@ fn usage(dir: &Path, since: Option<UnixSeconds>, service: Option<String>) -> Res
     }
     let asked = service.is_some();
     let mut usage = Usage::since(since.map(time)).of_service(service);
+    let unreadable = |error| format!("{}: {error}", dir.display());
+    let mut progress = Progress::of("counting what was used", audit::bytes(dir).map_err(unreadable)?);
     audit::for_each(dir, |line| {
         usage.add(line);
+        progress.advance(line.len() + 1);
         Ok(())
     })
-    .map_err(|error| format!("{}: {error}", dir.display()))?;
+    .map_err(unreadable)?;
+    drop(progress);
     if let (Some(since), Some(first)) = (since.map(time), usage.first())
         && since.as_str() < first
     {

@@ -5,6 +5,7 @@ mod explain;
 mod fmt;
 mod junit;
 mod matrix;
+mod progress;
 mod sarif;
 mod schema;
 mod shared;
