@@ -68,6 +68,7 @@ fn validate_shows_every_finding() {
             &["validate", GOOD, "--now", NOW, "--deny-lints", "--config", "config/sidecar.yaml"],
             &["validate", GOOD, "--now", NOW, "--deny-lints", "--trust-domain", "clinic.local"],
             &["validate", "tests/fixtures/policy/missing.yaml"],
+            &["validate", "tests/fixtures/policy"],
         ],
     );
 }

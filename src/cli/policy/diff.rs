@@ -23,7 +23,7 @@ pub struct DiffArgs {
     /// The policy file as it shall be
     #[arg(value_name = "NEW")]
     new: PathBuf,
-    /// Exit with 1 when the new version allows a request that the old one does not
+    /// Exit with 1 when the new version allows a request that the old one does not, or goes into shadow
     #[arg(long)]
     fail_on_widening: bool,
     /// Compare from this time on, instead of now: 2026-12-31 or 2026-12-31T18:00:00Z

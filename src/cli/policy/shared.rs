@@ -103,7 +103,16 @@ pub(super) fn load(path: &Path) -> Option<(Vec<u8>, Policy)> {
 
 /// Reads a policy file, but never more than a policy may have.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let explain = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
+    let explain = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::IsADirectory => {
+            format!(
+                "{} is a folder: name its files, such as {}",
+                path.display(),
+                path.join("*.yaml").display()
+            )
+        }
+        _ => format!("cannot read {}: {error}", path.display()),
+    };
     let limit = yaml::MAX_BYTES as u64 + 1; // one more, so that the reader sees that it is too large
     let mut source = Vec::new();
     std::fs::File::open(path).map_err(explain)?.take(limit).read_to_end(&mut source).map_err(explain)?;
