@@ -85,6 +85,7 @@ impl Health {
                 "healthy": audit.healthy,
                 "epoch": audit.epoch,
                 "events": audit.written_events,
+                "checkpoints": audit.checkpoints,
                 "spool_bytes": audit.spool_bytes,
                 "free_bytes": audit.free_bytes,
                 "lost_events": audit.lost_events,

@@ -97,7 +97,8 @@ fn each_form_brings_every_event_byte_for_byte_and_in_order() {
             let status = deliver(spool.path(), 1500, &sink, &receiver, PATIENCE).await;
             assert_eq!(receiver.stored(), lines(spool.path()), "{form:?}");
             assert_eq!((status.backlog_bytes, status.backlog_events, status.retries), (0, 0, 0), "{form:?}");
-            assert_eq!((status.acked_events, status.quarantined_events), (3002, 0), "{form:?}");
+            let all = lines(spool.path()).len() as u64;
+            assert_eq!((status.acked_events, status.quarantined_events), (all, 0), "{form:?}");
             assert!(status.last_success_unix_s.is_some() && status.lag_seconds == 0.0, "{status:?}");
             assert!(quarantined(spool.path()).is_empty());
         });
@@ -136,7 +137,8 @@ fn errors_resets_and_silence_are_waited_out_in_every_form() {
             let sink = sink_of("sink", kind(form));
             let status = deliver(spool.path(), 1500, &sink, &receiver, Duration::from_secs(1)).await;
             assert_eq!(once(receiver.stored()), lines(spool.path()), "{form:?}");
-            assert_eq!((status.acked_events, status.quarantined_events), (3002, 0), "{form:?}");
+            let all = lines(spool.path()).len() as u64;
+            assert_eq!((status.acked_events, status.quarantined_events), (all, 0), "{form:?}");
             // At least: on a busy machine a good answer can be late too, and is asked for again.
             assert!(status.retries >= failures && status.last_error.is_none(), "{form:?}: {status:?}");
             assert!(quarantined(spool.path()).is_empty());
@@ -524,8 +526,9 @@ fn a_sink_that_is_not_required_tells_what_it_has_missed() {
         finish(&mut behind).await;
         let status = audit.status().sinks;
         assert!(status[1].missed_segments > 0 && status[0].missed_segments == 0);
-        assert_eq!((status[1].backlog_events, status[0].acked_events), (0, 3601));
-        assert!(status[1].acked_events < 3601);
+        let all = audit.status().written_events;
+        assert_eq!((status[1].backlog_events, status[0].acked_events), (0, all));
+        assert!(status[1].acked_events < all);
     });
 }
 

@@ -8,6 +8,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 
 use super::encode::SCHEMA;
+use super::merkle::Hash;
 use super::{check, json};
 
 /// The longest line that the spool holds and a collector takes, in bytes.
@@ -96,8 +97,9 @@ impl Chain {
         self.next_seq
     }
 
-    /// Appends the event as the next record of the chain, with its line end. `instance` is the encoded member.
-    pub(crate) fn append(&mut self, out: &mut Vec<u8>, head: &[u8], instance: &[u8], tail: &[u8]) {
+    /// Appends the event as the next record of the chain, with its line end, and gives its hash. `instance` is the encoded
+    /// member.
+    pub(crate) fn append(&mut self, out: &mut Vec<u8>, head: &[u8], instance: &[u8], tail: &[u8]) -> Hash {
         let s = &mut self.scratch;
         s.clear();
         s.push(0);
@@ -118,7 +120,8 @@ impl Chain {
         s.extend_from_slice(b"\",");
         s.extend_from_slice(instance);
         s.extend_from_slice(tail);
-        self.prev = hex_digest(s);
+        let hash = digest_of(s);
+        self.prev = to_hex(&hash);
         self.next_seq += 1;
         out.extend_from_slice(&s[1..hash_at]);
         out.extend_from_slice(BEFORE_HASH);
@@ -126,6 +129,7 @@ impl Chain {
         out.extend_from_slice(b"\",");
         out.extend_from_slice(&s[hash_at..]);
         out.push(b'\n');
+        hash
     }
 }
 
@@ -196,13 +200,35 @@ impl<'l> Record<'l> {
         scratch.push(0);
         scratch.extend_from_slice(&self.line[..cut]);
         scratch.extend_from_slice(&self.line[after..]);
-        hex_digest(scratch) == self.hash
+        to_hex(&digest_of(scratch)) == self.hash
+    }
+
+    /// The hash as a leaf of the epoch's tree.
+    pub(crate) fn leaf(&self) -> Hash {
+        let nibble = |digit: u8| if digit.is_ascii_digit() { digit - b'0' } else { digit - b'a' + 10 };
+        let mut leaf = [0; 32];
+        // parse() found 64 digits in lower case.
+        for (byte, digits) in leaf.iter_mut().zip(self.hash.chunks_exact(2)) {
+            *byte = nibble(digits[0]) << 4 | nibble(digits[1]);
+        }
+        leaf
+    }
+
+    /// The line as it stands.
+    pub(crate) fn line(&self) -> &'l [u8] {
+        self.line
     }
 }
 
-fn hex_digest(bytes: &[u8]) -> [u8; 64] {
+fn digest_of(bytes: &[u8]) -> Hash {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest(&SHA256, bytes).as_ref()); // SHA-256 has 32 bytes
+    hash
+}
+
+fn to_hex(hash: &Hash) -> [u8; 64] {
     let mut hex = [0u8; 64];
-    for (pair, byte) in hex.chunks_exact_mut(2).zip(digest(&SHA256, bytes).as_ref()) {
+    for (pair, byte) in hex.chunks_exact_mut(2).zip(hash) {
         pair[0] = b"0123456789abcdef"[usize::from(byte >> 4)];
         pair[1] = b"0123456789abcdef"[usize::from(byte & 15)];
     }

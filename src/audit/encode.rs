@@ -1,9 +1,10 @@
 //! Turns events into canonical JSON, in two pieces around the members `id` and `instance`.
 //!
-//! Owns the order of members (RFC 8785 section 3.2.3: chain, close, conn, decision, gap, http | id, instance | open, policy,
+//! Owns the order of members (RFC 8785 section 3.2.3: chain, checkpoint, close, conn, decision, gap, http | id, instance | open, policy,
 //! quarantine, request, response, schema, subject, svid, time, type). A worker encodes the pieces; the writer, who alone
 //! knows the sequence number, puts `chain` before, `id` and `instance` between. Knows nothing of files or hashes.
 
+use super::binding::Binding;
 use super::clock::InstantText;
 use super::event::{
     AccessComplete, AccessDecision, ConnFragment, ConnRejected, ControlEvent, HttpFacts, InstanceFacts,
@@ -167,8 +168,15 @@ impl Batch {
 
     pub(crate) fn trail(&mut self, ev: &TrailEvent, clock: &mut InstantText, now_unix_ns: u64) {
         let out = &mut self.bytes;
-        if let TrailEvent::Close { reason } = ev {
-            Members::new(out).object("close", |m| m.text("reason", reason));
+        match ev {
+            TrailEvent::Checkpoint(sealed) => Members::new(out).object("checkpoint", |m| sealed.write(m)),
+            TrailEvent::Close { reason, checkpoint } => Members::new(out).object("close", |m| {
+                if let Some(sealed) = checkpoint {
+                    m.object("checkpoint", |m| sealed.write(m));
+                }
+                m.text("reason", reason);
+            }),
+            _ => {}
         }
         if let TrailEvent::Gap { from_unix_ns, to_unix_ns, allowed, denied } = ev {
             Members::new(out).object("gap", |m| {
@@ -180,8 +188,9 @@ impl Batch {
         }
         let head_end = out.len();
         let kind = match ev {
-            TrailEvent::Open { recovery, lost_bytes, recovered, previous } => {
+            TrailEvent::Open { recovery, lost_bytes, recovered, previous, key } => {
                 self.tail().object("open", |m| {
+                    m.text_opt("checkpoint_key", key.as_ref().map(|key| key.verifier.as_str()));
                     if *lost_bytes > 0 {
                         m.number("lost_bytes", *lost_bytes);
                     }
@@ -196,6 +205,13 @@ impl Batch {
                         m.number("recovered", *recovered);
                     }
                     m.text("recovery", recovery);
+                    if let Some(binding) = key.as_ref().and_then(|key| key.binding.as_ref()) {
+                        m.object("svid", |m| {
+                            m.codes("chain", &binding.chain);
+                            m.number("scheme", u64::from(binding.scheme));
+                            m.plain("signature", |out| out.extend_from_slice(binding.signature.as_bytes()));
+                        });
+                    }
                 });
                 "audit.open"
             }
@@ -212,6 +228,7 @@ impl Batch {
                 });
                 "audit.quarantine"
             }
+            TrailEvent::Checkpoint(_) => "audit.checkpoint",
             TrailEvent::Close { .. } => "audit.close",
             TrailEvent::Gap { .. } => "audit.gap",
         };
@@ -245,9 +262,17 @@ impl Batch {
 /// The events that the trail writes about itself.
 pub(crate) enum TrailEvent {
     /// The first of an epoch: what was found in the spool, and the end of the epoch before.
-    Open { recovery: &'static str, lost_bytes: u64, recovered: u64, previous: Option<Previous> },
+    Open {
+        recovery: &'static str,
+        lost_bytes: u64,
+        recovered: u64,
+        previous: Option<Previous>,
+        key: Option<OpenKey>,
+    },
+    /// What the trail says of itself, signed.
+    Checkpoint(Sealed),
     /// The last of an epoch that ended by intent.
-    Close { reason: &'static str },
+    Close { reason: &'static str, checkpoint: Option<Sealed> },
     /// What was let pass or refused while the spool took no events.
     Gap { from_unix_ns: u64, to_unix_ns: u64, allowed: u64, denied: u64 },
     /// What a sink refused for good and was set aside.
@@ -259,6 +284,32 @@ pub(crate) enum TrailEvent {
         last_id: String,
         events: u64,
     },
+}
+
+/// The key that signs an epoch's checkpoints.
+pub(crate) struct OpenKey {
+    /// As a verifier key.
+    pub(crate) verifier: String,
+    /// Who vouches for it; absent where the workload has no SVID.
+    pub(crate) binding: Option<Binding>,
+}
+
+/// A checkpoint of the records before the event that holds it.
+pub(crate) struct Sealed {
+    /// How many they are.
+    pub(crate) size: u64,
+    /// The signed note.
+    pub(crate) note: String,
+    /// The roots of the perfect subtrees over them, in hexadecimal: from here on a reader needs no earlier record.
+    pub(crate) subtrees: Vec<String>,
+}
+
+impl Sealed {
+    fn write(&self, m: &mut Members<'_>) {
+        m.text("note", &self.note);
+        m.number("size", self.size);
+        m.codes("subtrees", &self.subtrees);
+    }
 }
 
 /// The last record of the epoch before.

@@ -5,6 +5,9 @@
 //! policy generation is encoded once, in a fragment. Knows nothing of HTTP types, the policy or the proxy.
 
 use std::net::IpAddr;
+use std::sync::Arc;
+
+use rustls::sign::CertifiedKey;
 
 use super::json::Members;
 use super::pseudonym::Pseudonym;
@@ -24,6 +27,8 @@ pub struct InstanceFacts {
     pub spiffe_id: Option<String>,
     /// phiward's version.
     pub version: String,
+    /// The SVID's key, which vouches for the key that signs checkpoints.
+    pub svid: Option<Arc<CertifiedKey>>,
 }
 
 /// Toward the app of this pod, or away from it.

@@ -95,6 +95,18 @@ impl<'o> Members<'o> {
         self.out.extend_from_slice(b"],");
     }
 
+    /// A list of our own words, base64 or hex: what needs no escaping. They are not cut.
+    pub(crate) fn codes(&mut self, key: &'static str, values: &[String]) {
+        self.key(key);
+        self.out.push(b'[');
+        for (at, value) in values.iter().enumerate() {
+            self.out.extend_from_slice(if at > 0 { b",\"" } else { b"\"" });
+            self.out.extend_from_slice(value.as_bytes());
+            self.out.push(b'"');
+        }
+        self.out.extend_from_slice(b"],");
+    }
+
     /// A member whose key is not known when the program is written; the caller sees to the order.
     pub(crate) fn plain_dynamic(&mut self, key: &str, fill: impl FnOnce(&mut Vec<u8>)) {
         string(self.out, key);

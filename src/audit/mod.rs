@@ -15,6 +15,7 @@
 //! a folder of NDJSON segments, so `cat`, `grep` and `jq` work on it at 3 a.m.
 
 mod batch;
+mod binding;
 mod chain;
 mod check;
 mod clock;
@@ -27,7 +28,10 @@ mod journal;
 mod json;
 mod layout;
 mod lines;
+mod merkle;
+mod note;
 mod progress;
+mod prove;
 mod pseudonym;
 mod quarantine;
 mod query;
@@ -35,6 +39,7 @@ mod read;
 mod recorder;
 mod recover;
 mod replay;
+mod seal;
 mod secret;
 mod segment;
 mod ship;
@@ -58,6 +63,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 pub use event::{
     AccessComplete, AccessDecision, ConnFacts, ConnFragment, ConnRejected, ControlEvent, Decision, Direction,
@@ -65,6 +71,7 @@ pub use event::{
 };
 pub use export::{OCSF_VERSION, ocsf, table_head, table_row};
 pub use progress::SinkStatus;
+pub use prove::{Proof, ProveError, Proven, check_proof, prove};
 pub use pseudonym::{KeyFileError, MIN_KEY_BYTES, Pseudonym, PseudonymKey};
 pub use query::{Answer, Field, Query, Row, query};
 pub use read::{Follower, bytes, for_each};
@@ -75,12 +82,15 @@ pub use show::{Paint, request_summary, summary};
 pub use sink::{Endpoint, HecOptions, SinkConfig, SinkKind};
 pub use sink_http::ExtraHeader;
 pub use spool::{Durability, MIN_SPOOL_BYTES, OnFailure, SEGMENT_BYTES, SpoolConfig};
-pub use verify::{EpochReport, Finding, FindingKind, Report, VerifyError, verify};
+pub use verify::{
+    EpochReport, Finding, FindingKind, Report, VerifyError, VerifyOptions, verify, verify_with,
+};
 
 use chain::{Chain, Epoch};
 use clock::{InstantText, unix_ns};
 use encode::{Batch, TrailEvent};
 use progress::SinkState;
+use seal::Sealer;
 use segment::{Disk, SegmentFile};
 use spool::{Health, Segment, Shared};
 use writer::{Message, Writer};
@@ -92,6 +102,11 @@ pub(crate) mod trail {
     pub(crate) use super::lines::Lines;
     pub(crate) use super::recover::{lock_dir, repair, scan};
     pub(crate) use super::segment::{Disk, SegmentFile, list, name, open_dir, parse_name};
+}
+
+/// Whether the text has the form of a checkpoint: a signed note with a size and a root.
+pub fn is_checkpoint(note: &str) -> bool {
+    note::body_of(note).is_some()
 }
 
 /// Why the trail cannot be begun, written or ended.
@@ -158,6 +173,8 @@ pub struct AuditStatus {
     pub epoch: String,
     /// Records this process has written.
     pub written_events: u64,
+    /// How many of them are checkpoints, or will be.
+    pub checkpoints: u64,
     /// Their bytes.
     pub written_bytes: u64,
     /// Bytes of segments in the spool.
@@ -198,14 +215,16 @@ impl Audit {
             .zip(found.segments)
             .map(|(ordinal, (name, bytes))| Segment { ordinal, name, bytes })
             .collect();
+        let mut sealer = Sealer::new(chain.epoch().as_str(), instance, Instant::now());
         let opened = TrailEvent::Open {
             recovery: found.recovery,
             lost_bytes: found.lost_bytes,
             recovered: found.recovered,
             previous: found.previous,
+            key: sealer.open_key(instance),
         };
         let instance = encode::instance(instance);
-        let (chain, file) = begin(&config, chain, &opened, &instance).map_err(io_error)?;
+        let (chain, file) = begin(&config, chain, &mut sealer, &opened, &instance).map_err(io_error)?;
         let name = segment::name(chain.epoch(), 0);
         segments.push_back(Segment { ordinal: segments.len() as u64, name, bytes: file.len() });
         let other_bytes = recover::other_bytes(&config.dir).map_err(io_error)?;
@@ -215,7 +234,7 @@ impl Audit {
         shared.written_events.store(1, Ordering::Release);
         shared.written_bytes.store(file.len(), Ordering::Release);
         let (sender, inbox) = mpsc::channel();
-        let writer = Writer::new(shared.clone(), inbox, chain, file);
+        let writer = Writer::new(shared.clone(), inbox, chain, sealer, file);
         let threads = start_threads(writer, shared.clone()).map_err(io_error)?;
         Ok(Self { shared, writer: sender, threads: Some(threads), lock: Some(found.lock) })
     }
@@ -283,7 +302,9 @@ impl StatusReader {
         let sinks = shared.sinks.iter().map(|sink| sink.status(shared));
         AuditStatus {
             epoch: shared.epoch.clone(),
+            // Asked first, so that a record is never counted as no checkpoint.
             written_events: shared.written_events.load(Ordering::Acquire),
+            checkpoints: shared.checkpoints.load(Ordering::Acquire),
             written_bytes: shared.written_bytes.load(Ordering::Acquire),
             spool_bytes,
             free_bytes: free,
@@ -317,6 +338,7 @@ impl ControlRecorder {
 fn begin(
     config: &SpoolConfig,
     mut chain: Chain,
+    sealer: &mut Sealer,
     opened: &TrailEvent,
     instance: &[u8],
 ) -> std::io::Result<(Chain, SegmentFile)> {
@@ -325,7 +347,7 @@ fn begin(
     let mut file = SegmentFile::create(config.dir.join(segment::name(chain.epoch(), 0)))?;
     let mut line = Vec::new();
     for (head, tail) in batch.pieces() {
-        chain.append(&mut line, head, instance, tail);
+        sealer.append(chain.append(&mut line, head, instance, tail));
     }
     let disk = Disk::default();
     file.append(&disk, &line)?;

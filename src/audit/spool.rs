@@ -91,6 +91,8 @@ pub(crate) struct Shared {
     /// Records, and bytes of records, written by this process.
     pub(crate) written_events: AtomicU64,
     pub(crate) written_bytes: AtomicU64,
+    /// Checkpoints among the records.
+    pub(crate) checkpoints: AtomicU64,
     /// Events that could not be written after the disk failed for good.
     pub(crate) lost_events: AtomicU64,
     /// Workers that were ever attached; each has a journal of its own.
@@ -162,6 +164,7 @@ impl Shared {
             free: AtomicI64::new(free),
             written_events: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
+            checkpoints: AtomicU64::new(0),
             lost_events: AtomicU64::new(0),
             attached: AtomicU64::new(0),
             health: AtomicU8::new(Health::Good as u8),

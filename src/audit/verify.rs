@@ -2,12 +2,13 @@
 //! written.
 //!
 //! Owns what counts as tampering. It trusts nothing but the bytes: hashes are taken of the lines as they stand, and a line
-//! must be canonical, so that there is one spelling of each event. It needs no key and no network. What it cannot see:
-//! records that were cut from the end of the newest epoch, and a chain that was rewritten whole; for these compare with a
-//! collector's copy.
+//! must be canonical, so that there is one spelling of each event. It needs no key and no network. What it cannot see: what
+//! became of the records after the last checkpoint, and a chain that was rewritten whole; for these compare with a checkpoint
+//! or a copy that was kept elsewhere.
 
 mod clean;
 mod report;
+mod seals;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,7 +18,9 @@ use super::chain::{NO_PREVIOUS, Record};
 use super::encode::Previous;
 use super::layout::{EpochFiles, Layout, SegmentPath};
 use super::lines::Lines;
+use crate::identity::Bundles;
 use clean::Clean;
+use seals::Seals;
 
 pub use report::{EpochReport, Finding, FindingKind, Report};
 
@@ -40,11 +43,28 @@ pub enum VerifyError {
     },
 }
 
+/// What a trail is compared with.
+#[derive(Debug, Default)]
+pub struct VerifyOptions {
+    /// The CA certificates that the writers' SVIDs must lead to. Without them it is not judged who vouches for a key.
+    pub bundles: Option<Bundles>,
+    /// Checkpoints that were kept elsewhere: signed notes.
+    pub checkpoints: Vec<String>,
+}
+
 /// Verifies every epoch in a spool's folder or a collector's store.
 ///
 /// # Errors
 /// The folder cannot be read, or is neither.
 pub fn verify(dir: &Path) -> Result<Report, VerifyError> {
+    verify_with(dir, &VerifyOptions::default())
+}
+
+/// Verifies every epoch, and compares with what is known from elsewhere.
+///
+/// # Errors
+/// The folder cannot be read, or is neither.
+pub fn verify_with(dir: &Path, options: &VerifyOptions) -> Result<Report, VerifyError> {
     let layout = Layout::read(dir).map_err(|error| VerifyError::Read { path: dir.into(), error })?;
     if layout.epochs.is_empty() && layout.kept.is_empty() {
         return Err(VerifyError::Empty { path: dir.into() });
@@ -61,7 +81,7 @@ pub fn verify(dir: &Path) -> Result<Report, VerifyError> {
     let mut clean = clean::read_all(&layout);
     for (at, epoch) in layout.epochs.iter().enumerate() {
         let oldest_of_spool = at == 0 && !layout.is_store;
-        let mut check = EpochCheck::new(epoch, oldest_of_spool);
+        let mut check = EpochCheck::new(epoch, oldest_of_spool, options);
         for (at, segment) in epoch.segments.iter().enumerate() {
             let is_last = at + 1 == epoch.segments.len();
             let read = |error| VerifyError::Read { path: segment.path.clone(), error };
@@ -73,6 +93,17 @@ pub fn verify(dir: &Path) -> Result<Report, VerifyError> {
         check.into_report(&mut report, &mut ends);
     }
     check_links(&mut report, &ends, layout.is_store);
+    let here: Vec<_> = layout.epochs.iter().map(|files| files.epoch.as_str()).collect();
+    report.findings.extend(seals::of_no_epoch(options, &here).map(|(epoch, size)| Finding {
+        kind: FindingKind::Truncated,
+        file: dir.into(),
+        line: 0,
+        epoch: Some(epoch),
+        seq: None,
+        detail: format!(
+            "a checkpoint that was kept is of {size} records of this epoch, and none of them is here"
+        ),
+    }));
     for kept in &layout.kept {
         report.findings.push(evidence(kept)?);
     }
@@ -99,13 +130,14 @@ struct EpochCheck<'e> {
     last_seq: u64,
     closed: bool,
     opened_after: Option<Previous>,
+    seals: Seals<'e>,
     finding: Option<Finding>,
     place: (PathBuf, u64),
     scratch: Vec<u8>,
 }
 
 impl<'e> EpochCheck<'e> {
-    fn new(epoch: &'e EpochFiles, may_begin_late: bool) -> Self {
+    fn new(epoch: &'e EpochFiles, may_begin_late: bool, options: &'e VerifyOptions) -> Self {
         let begins_at =
             epoch.segments.first().filter(|_| may_begin_late).map_or(0, |segment| segment.first_seq);
         let prev = (begins_at == 0).then(|| NO_PREVIOUS.to_vec());
@@ -118,6 +150,7 @@ impl<'e> EpochCheck<'e> {
             last_seq: 0,
             closed: false,
             opened_after: None,
+            seals: Seals::new(options, epoch.epoch.as_str(), begins_at),
             finding: None,
             place: (PathBuf::new(), 0),
             scratch: Vec::new(),
@@ -130,10 +163,15 @@ impl<'e> EpochCheck<'e> {
         self.finding.is_none()
             && clean.first_seq == *seq
             && prev.as_ref().is_none_or(|prev| *prev == clean.first_prev)
+            && !self.seals.stops_in(clean)
     }
 
     /// Goes past a segment that was checked already.
     fn skip(&mut self, segment: &SegmentPath, clean: Clean) {
+        if let Err((seq, (kind, detail))) = self.seals.take_all(&clean) {
+            self.place = (segment.path.clone(), seq - clean.first_seq + 1);
+            self.find(kind, Some(seq), &detail);
+        }
         self.place = (segment.path.clone(), clean.lines);
         self.events += clean.lines;
         for (kind, count) in clean.by_type {
@@ -177,6 +215,11 @@ impl<'e> EpochCheck<'e> {
         };
         if self.finding.is_none() {
             self.check(&record)?;
+        }
+        if self.finding.is_none()
+            && let Err((kind, detail)) = self.seals.take(&record)
+        {
+            self.find(kind, Some(record.seq), &detail);
         }
         self.events += 1;
         self.count(record.kind, 1);
@@ -247,12 +290,17 @@ impl<'e> EpochCheck<'e> {
     }
 
     fn into_report(mut self, report: &mut Report, ends: &mut BTreeMap<String, End>) {
+        if let Some(size) = self.seals.missing() {
+            let detail = format!("a checkpoint that was kept says that the epoch had {size} records");
+            self.find(FindingKind::Truncated, Some(self.last_seq), &detail);
+        }
         report.events += self.events;
         for (kind, count) in self.by_type {
             *report.by_type.entry(kind).or_default() += count;
         }
         let epoch = self.epoch.epoch.as_str().to_owned();
         let last_seq = self.last_seq;
+        report.notes.extend(self.seals.note());
         if let (Some(first_seq), Some(hash)) = (self.first_seq, self.expected.1.take()) {
             report.epochs.push(EpochReport {
                 epoch: epoch.clone(),
@@ -260,6 +308,8 @@ impl<'e> EpochCheck<'e> {
                 last_seq,
                 events: self.events,
                 closed: self.closed,
+                checkpoints: self.seals.checkpoints,
+                sealed: self.seals.covered,
             });
             let last =
                 Previous { epoch: epoch.clone(), seq: last_seq, hash: String::from_utf8_lossy(&hash).into() };

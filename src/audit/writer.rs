@@ -17,6 +17,7 @@ use super::clock::{InstantText, unix_ns};
 use super::encode::{Batch, TrailEvent};
 use super::event::ControlEvent;
 use super::journal::Mark;
+use super::seal::Sealer;
 use super::segment::{self, SegmentFile};
 use super::spool::{Health, PLACE_BYTES, Segment, Shared, WorkerLink, footprint};
 
@@ -46,6 +47,7 @@ pub(crate) struct Writer {
     shared: Arc<Shared>,
     inbox: Receiver<Message>,
     chain: Chain,
+    sealer: Sealer,
     segment: SegmentFile,
     clock: InstantText,
     /// Records that were chained and not written yet.
@@ -75,11 +77,24 @@ impl Writer {
         shared: Arc<Shared>,
         inbox: Receiver<Message>,
         chain: Chain,
+        sealer: Sealer,
         segment: SegmentFile,
     ) -> Self {
         let clock = InstantText::new();
         let (out, owed) = (Vec::with_capacity(MAX_WRITE / 4), Vec::new());
-        Self { shared, inbox, chain, segment, clock, out, out_events: 0, owed, retry_at: None, ending: None }
+        Self {
+            shared,
+            inbox,
+            chain,
+            sealer,
+            segment,
+            clock,
+            out,
+            out_events: 0,
+            owed,
+            retry_at: None,
+            ending: None,
+        }
     }
 
     /// Works until it is told to end, or nobody is left to tell it anything.
@@ -98,6 +113,7 @@ impl Writer {
                 let Ok(message) = self.inbox.try_recv() else { break };
                 self.take(message);
             }
+            self.seal();
             self.flush();
             self.close_gap(self.shared.reclaim_below() / 4);
         };
@@ -105,10 +121,11 @@ impl Writer {
     }
 
     fn next_message(&mut self) -> Option<Message> {
-        if self.retry_at.is_none() {
-            return self.inbox.recv().ok().or(Some(Message::End { close: false }));
-        }
-        match self.inbox.recv_timeout(RETRY_AFTER) {
+        let patience = match self.retry_at {
+            None => self.sealer.left(Instant::now()),
+            Some(_) => RETRY_AFTER,
+        };
+        match self.inbox.recv_timeout(patience) {
             Ok(message) => Some(message),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => Some(Message::End { close: false }),
@@ -158,10 +175,23 @@ impl Writer {
     fn chain_up(&mut self, batch: &Batch) {
         let before = self.out.len();
         for (head, tail) in batch.pieces() {
-            self.chain.append(&mut self.out, head, &self.shared.instance, tail);
+            let record = self.chain.append(&mut self.out, head, &self.shared.instance, tail);
+            self.sealer.append(record);
             self.out_events += 1;
         }
         self.shared.free.fetch_sub((self.out.len() - before) as i64, Ordering::AcqRel);
+    }
+
+    /// Says how far the epoch has come, when that is due. A disk that takes nothing is not given more to take.
+    fn seal(&mut self) {
+        let now = Instant::now();
+        if self.retry_at.is_none()
+            && self.sealer.is_due(now)
+            && let Some(sealed) = self.sealer.seal(now)
+        {
+            self.shared.checkpoints.fetch_add(1, Ordering::Release);
+            self.take_trail(&TrailEvent::Checkpoint(sealed));
+        }
     }
 
     /// Writes `out`, unless it is too early to try again.
@@ -312,7 +342,8 @@ impl Writer {
         self.retry_at = None; // the last attempt does not wait
         self.close_gap(i64::MIN);
         if ending.close {
-            self.take_trail(&TrailEvent::Close { reason: "stopped" });
+            let checkpoint = self.sealer.seal(Instant::now());
+            self.take_trail(&TrailEvent::Close { reason: "stopped", checkpoint });
         }
         self.flush();
         let written = self.out.is_empty() && self.shared.health() != Health::Poisoned;

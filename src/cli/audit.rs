@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout)]
 
 mod query;
+mod verify;
 
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -12,10 +13,11 @@ use std::time::Duration;
 use serde_json::Value;
 
 pub use query::{QueryArgs, QueryFormat};
+pub use verify::{ProveArgs, VerifyArgs};
 
 use super::table;
 use super::times::{When, clock, parse_when, time};
-use crate::audit::{self, Follower, Paint, Report};
+use crate::audit::{self, Follower, Paint};
 
 /// The tools of the audit trail. DIR is a sidecar's spool or a collector's store.
 #[derive(Debug, clap::Subcommand)]
@@ -23,14 +25,13 @@ pub enum AuditCommand {
     /// Check every record's hash and place, and name the first bad one of each epoch
     ///
     /// Needs no key and no network. Exit code 0: every record is as it was written; 1: something is wrong; 2: the folder
-    /// cannot be read. Records cut from the end of the newest epoch can only be seen by comparing with a collector's copy.
-    Verify {
-        /// A spool's folder or a collector's store
-        dir: PathBuf,
-        /// How to report
-        #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
-        format: ReportFormat,
-    },
+    /// cannot be read. What became of the records after the last checkpoint can only be seen by comparing with a checkpoint
+    /// (--checkpoint) or a copy that was kept elsewhere.
+    Verify(VerifyArgs),
+    /// Prove one event: a file that shows it to be in the trail, without the others
+    ///
+    /// Prints JSON; `audit verify --proof FILE` checks it, with no more than the trust bundle.
+    Prove(ProveArgs),
     /// Show the last events, one line each
     Tail {
         /// A spool's folder or a collector's store
@@ -88,62 +89,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Runs one command and says how it ended.
 pub fn run(command: AuditCommand) -> ExitCode {
     match command {
-        AuditCommand::Verify { dir, format } => verify(&dir, format),
+        AuditCommand::Verify(args) => verify::verify(args),
+        AuditCommand::Prove(args) => verify::prove(&args),
         AuditCommand::Tail { dir, follow, lines } => finish(&dir, tail(&dir, follow, lines)),
         AuditCommand::Export { dir, format, since, until } => {
             finish(&dir, export(&dir, format, since, until))
         }
         AuditCommand::Query(args) => query::query(*args),
     }
-}
-
-fn verify(dir: &Path, format: ReportFormat) -> ExitCode {
-    let report = match audit::verify(dir) {
-        Ok(report) => report,
-        Err(error) => {
-            eprintln!("error: {error}");
-            return ExitCode::from(2);
-        }
-    };
-    let text = match format {
-        ReportFormat::Json => serde_json::to_string_pretty(&report).map_err(io::Error::other),
-        ReportFormat::Text => Ok(as_text(dir, &report)),
-    };
-    let printed = text.and_then(|text| writeln!(io::stdout().lock(), "{}", text.trim_end()));
-    match printed {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => finish(dir, Err(error)),
-        _ if report.intact => ExitCode::SUCCESS,
-        _ => ExitCode::from(1),
-    }
-}
-
-fn as_text(dir: &Path, report: &Report) -> String {
-    let mut lines = Vec::new();
-    for finding in &report.findings {
-        let place = format!("{}:{}", finding.file.display(), finding.line);
-        let record = match (&finding.epoch, finding.seq) {
-            (Some(epoch), Some(seq)) => format!(" record {seq} of epoch {epoch}:"),
-            (Some(epoch), None) => format!(" epoch {epoch}:"),
-            _ => String::new(),
-        };
-        lines.push(format!("{place}: {}:{record} {}", finding.kind.as_str(), finding.detail));
-    }
-    for epoch in &report.epochs {
-        let (first, last, events) = (epoch.first_seq, epoch.last_seq, epoch.events);
-        let end = if epoch.closed { "closed" } else { "not closed" };
-        lines.push(format!("epoch {}: records {first} to {last}, {events} events, {end}", epoch.epoch));
-    }
-    for (kind, count) in &report.by_type {
-        lines.push(format!("{count:>12} {kind}"));
-    }
-    lines.extend(report.notes.iter().map(|note| format!("note: {note}")));
-    let epochs = report.epochs.len();
-    let epochs = if epochs == 1 { "1 epoch".to_owned() } else { format!("{epochs} epochs") };
-    let events = report.events;
-    let verdict =
-        if report.intact { "every record is as it was written" } else { "THE CHAIN IS BROKEN, see above" };
-    lines.push(format!("{}: {events} events in {epochs}: {verdict}", dir.display()));
-    lines.join("\n")
 }
 
 fn tail(dir: &Path, follow: bool, lines: usize) -> io::Result<()> {

@@ -25,6 +25,7 @@ pub(crate) use error::utc;
 pub use error::{AnchorError, IdentityError, SvidError};
 pub use files::{FileContents, FilePaths, digest, load};
 pub use leaf::{Leaf, Usage, certificate_sha256_hex};
+pub(crate) use material::read_bundle;
 pub use material::{Material, PemFile, PemSet, Svid, material_from_pem};
 pub use pattern::{IdPattern, IdPatternError};
 pub use pem::PemError;

@@ -360,5 +360,6 @@ fn instance(config: &SidecarConfig, tls: &TlsSettings) -> InstanceFacts {
         node: config.workload.node.clone(),
         spiffe_id: Some(tls.material().svid.id().to_string()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        svid: Some(tls.material().svid.certified_key().clone()),
     }
 }

@@ -85,9 +85,17 @@ fn every_kind(text: &str) -> Batch {
     }
     let previous = Some(Previous { epoch: text.into(), seq: 4, hash: text.into() });
     for event in [
-        TrailEvent::Open { recovery: "torn_tail", lost_bytes: 7, recovered: 3, previous },
-        TrailEvent::Open { recovery: "new", lost_bytes: 0, recovered: 0, previous: None },
-        TrailEvent::Close { reason: "stopped" },
+        TrailEvent::Open {
+            recovery: "torn_tail",
+            lost_bytes: 7,
+            recovered: 3,
+            previous,
+            key: Some(open_key()),
+        },
+        TrailEvent::Open { recovery: "new", lost_bytes: 0, recovered: 0, previous: None, key: None },
+        TrailEvent::Close { reason: "stopped", checkpoint: None },
+        TrailEvent::Close { reason: "stopped", checkpoint: Some(sealed()) },
+        TrailEvent::Checkpoint(sealed()),
         TrailEvent::Gap { from_unix_ns: 1, to_unix_ns: 2, allowed: 3, denied: 4 },
         TrailEvent::Quarantine {
             sink: text.into(),
@@ -103,10 +111,29 @@ fn every_kind(text: &str) -> Batch {
     batch
 }
 
+fn open_key() -> OpenKey {
+    let chain = vec!["MIIB+/==".repeat(400); 2];
+    let binding = Some(Binding { chain, scheme: 0x0403, signature: "MEUC".into() });
+    OpenKey { verifier: "hospital.local/phiward/records-0/e+c74f20a3+ARpc".into(), binding }
+}
+
+fn sealed() -> Sealed {
+    let note = "hospital.local/phiward/records-0/e\n7\nAAAA\n\n\u{2014} n AAAA\n".into();
+    Sealed { size: 7, note, subtrees: vec!["ab".repeat(32); 3] }
+}
+
 fn chained(batch: &Batch, text: &str) -> Vec<Vec<u8>> {
     let some = || Some(text.to_owned());
     let (service, namespace, version) = (text.to_owned(), text.to_owned(), text.to_owned());
-    let facts = InstanceFacts { service, namespace, pod: some(), node: some(), spiffe_id: some(), version };
+    let facts = InstanceFacts {
+        service,
+        namespace,
+        pod: some(),
+        node: some(),
+        spiffe_id: some(),
+        version,
+        svid: None,
+    };
     let instance = instance(&facts);
     let mut chain = Chain::new(Epoch::generate(NOW / 1_000_000, None));
     let mut out = Vec::new();

@@ -14,8 +14,9 @@ use super::super::chain::{Epoch, Record};
 use super::super::encode::Previous;
 use super::super::layout::Layout;
 use super::super::lines::Lines;
+use super::super::merkle::Range;
 use super::super::spool::lock;
-use super::opened_after;
+use super::{opened_after, seals};
 
 const MAX_THREADS: usize = 16;
 
@@ -31,6 +32,10 @@ pub(super) struct Clean {
     pub(super) by_type: Vec<(String, u64)>,
     pub(super) closed: bool,
     pub(super) opened_after: Option<Previous>,
+    /// The records.
+    pub(super) range: Range,
+    /// Records that say something of the whole: number, line, and the records of the segment before them.
+    pub(super) seals: Vec<(u64, Vec<u8>, Range)>,
 }
 
 /// Reads every segment and keeps what can be vouched for, by path.
@@ -68,6 +73,7 @@ fn read(epoch: &Epoch, path: &Path) -> io::Result<Option<Clean>> {
         }
         if clean.lines == 0 {
             clean.first_seq = record.seq;
+            clean.range = Range::at(record.seq);
             clean.first_prev = record.prev.to_vec();
         } else if record.seq != clean.last_seq + 1 || record.prev != clean.last_hash {
             return Ok(None);
@@ -75,6 +81,10 @@ fn read(epoch: &Epoch, path: &Path) -> io::Result<Option<Clean>> {
         if record.kind == "audit.open" {
             clean.opened_after = opened_after(line.bytes);
         }
+        if seals::concerns(record.kind) {
+            clean.seals.push((record.seq, line.bytes.to_vec(), clean.range.clone()));
+        }
+        clean.range.append(record.leaf());
         match clean.by_type.iter_mut().find(|(kind, _)| kind == record.kind) {
             Some((_, count)) => *count += 1,
             None => clean.by_type.push((record.kind.to_owned(), 1)),

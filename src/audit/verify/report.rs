@@ -35,6 +35,10 @@ pub struct EpochReport {
     pub events: u64,
     /// Whether it ends with `audit.close`. One that does not is still being written, or its process was killed.
     pub closed: bool,
+    /// Signed checkpoints in it, the one at its end included.
+    pub checkpoints: u64,
+    /// How many of its first records the last checkpoint is of.
+    pub sealed: u64,
 }
 
 /// Something wrong, and where.
@@ -76,6 +80,10 @@ pub enum FindingKind {
     TornTail,
     /// The line is not a canonical record of the schema.
     BadJson,
+    /// A checkpoint, or the key of its epoch, is not signed by whom it must be.
+    BadSignature,
+    /// A checkpoint does not say what the records before it are.
+    BadCheckpoint,
     /// Records were kept aside because they did not fit, by recovery or by the collector.
     Evidence,
 }
@@ -92,6 +100,8 @@ impl FindingKind {
             Self::Truncated => "truncated",
             Self::TornTail => "torn_tail",
             Self::BadJson => "bad_json",
+            Self::BadSignature => "bad_signature",
+            Self::BadCheckpoint => "bad_checkpoint",
             Self::Evidence => "evidence",
         }
     }
