@@ -10,13 +10,19 @@ use std::path::Path;
 
 use audit_support::*;
 use phiward::audit::{FindingKind, verify};
-use phiward::collector::{Collector, CollectorConfig};
+use phiward::collector::{Collector, CollectorConfig, Retention};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 /// Runs `test` against a collector that keeps its records in `store`.
 fn with_collector(store: &Path, test: impl FnOnce(SocketAddr)) {
-    let config = CollectorConfig { bind: ([127, 0, 0, 1], 0).into(), store: store.into(), tls: None };
+    let config = CollectorConfig {
+        bind: ([127, 0, 0, 1], 0).into(),
+        store: store.into(),
+        tls: None,
+        relays: Vec::new(),
+        retention: Retention::default(),
+    };
     let (collector, addr) = Collector::bind(config).unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async {

@@ -104,10 +104,19 @@ fn the_schemas_have_the_keys_that_the_readers_know_and_no_others() {
         places.iter().map(|(what, pointer)| ((*what).to_owned(), keys(&sidecar, pointer))).collect();
     assert_eq!(found, want);
 
-    std::fs::write(&path, "zzz: 1\nversion: 1\nstore: {dir: a, zzz: 1}\n").unwrap();
+    std::fs::write(
+        &path,
+        "zzz: 1\nversion: 1\nstore: {dir: a, zzz: 1}\nadmin: {zzz: 1}\nretention: {zzz: 1}\n",
+    )
+    .unwrap();
     let found = keys_of_the_readers(&config::load_collector(&path).unwrap_err().to_string());
     let collector = schema::collector();
-    let want = [("the configuration", ""), ("store", "/properties/store")];
+    let want = [
+        ("the configuration", ""),
+        ("store", "/properties/store"),
+        ("admin", "/properties/admin"),
+        ("retention", "/properties/retention"),
+    ];
     let want = want.iter().map(|(what, pointer)| ((*what).to_owned(), keys(&collector, pointer))).collect();
     assert_eq!(found, want);
 }

@@ -60,6 +60,7 @@ identity:
   files: {{certificate: svid.pem, private_key: svid.key, bundle: bundle.pem}}
 bind: "127.0.0.1:{port}"
 store: {{dir: store}}
+admin: {{bind: "127.0.0.1:0"}}
 """)
         log = open(self.dir / "collector.log", "wb")
         command = [self.binary, "collect", "--config", "collector/collector.yaml"]

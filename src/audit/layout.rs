@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::chain::Epoch;
 use super::recover::CORRUPT;
-use super::segment;
+use super::{retention, segment};
 
 /// The folder in a store where a collector keeps what did not fit.
 pub(crate) const EVIDENCE: &str = "evidence";
@@ -49,6 +49,8 @@ impl Layout {
             let entry = entry?;
             let Ok(name) = entry.file_name().into_string() else { continue };
             if !entry.file_type()?.is_dir() {
+                // Also of a store of which retention has left nothing else.
+                is_store |= name == retention::FILE;
                 continue;
             }
             if Epoch::parse(&name).is_some() {

@@ -39,6 +39,7 @@ mod read;
 mod recorder;
 mod recover;
 mod replay;
+mod retention;
 mod seal;
 mod secret;
 mod segment;
@@ -100,7 +101,8 @@ pub(crate) mod trail {
     pub(crate) use super::chain::{Epoch, MAX_LINE, NO_PREVIOUS, Record};
     pub(crate) use super::layout::EVIDENCE;
     pub(crate) use super::lines::Lines;
-    pub(crate) use super::recover::{lock_dir, repair, scan};
+    pub(crate) use super::recover::{Damage, lock_dir, repair, scan};
+    pub(crate) use super::retention::{FILE as RETENTION, Tombstone, read as read_removed};
     pub(crate) use super::segment::{Disk, SegmentFile, list, name, open_dir, parse_name};
 }
 

@@ -7,6 +7,7 @@
 //! or a copy that was kept elsewhere.
 
 mod clean;
+mod removed;
 mod report;
 mod seals;
 
@@ -18,6 +19,7 @@ use super::chain::{NO_PREVIOUS, Record};
 use super::encode::Previous;
 use super::layout::{EpochFiles, Layout, SegmentPath};
 use super::lines::Lines;
+use super::retention;
 use crate::identity::Bundles;
 use clean::Clean;
 use seals::Seals;
@@ -66,7 +68,8 @@ pub fn verify(dir: &Path) -> Result<Report, VerifyError> {
 /// The folder cannot be read, or is neither.
 pub fn verify_with(dir: &Path, options: &VerifyOptions) -> Result<Report, VerifyError> {
     let layout = Layout::read(dir).map_err(|error| VerifyError::Read { path: dir.into(), error })?;
-    if layout.epochs.is_empty() && layout.kept.is_empty() {
+    let gone = retention::read(dir).map_err(|error| VerifyError::Read { path: dir.into(), error })?;
+    if layout.epochs.is_empty() && layout.kept.is_empty() && gone.epochs.is_empty() {
         return Err(VerifyError::Empty { path: dir.into() });
     }
     let mut report = Report {
@@ -82,6 +85,9 @@ pub fn verify_with(dir: &Path, options: &VerifyOptions) -> Result<Report, Verify
     for (at, epoch) in layout.epochs.iter().enumerate() {
         let oldest_of_spool = at == 0 && !layout.is_store;
         let mut check = EpochCheck::new(epoch, oldest_of_spool, options);
+        if let Some(stones) = gone.epochs.get(&epoch.epoch) {
+            check.begin_after(stones, options);
+        }
         for (at, segment) in epoch.segments.iter().enumerate() {
             let is_last = at + 1 == epoch.segments.len();
             let read = |error| VerifyError::Read { path: segment.path.clone(), error };
@@ -92,8 +98,10 @@ pub fn verify_with(dir: &Path, options: &VerifyOptions) -> Result<Report, Verify
         }
         check.into_report(&mut report, &mut ends);
     }
+    removed::tell(dir, &gone, &mut report, &mut ends);
     check_links(&mut report, &ends, layout.is_store);
-    let here: Vec<_> = layout.epochs.iter().map(|files| files.epoch.as_str()).collect();
+    let present = layout.epochs.iter().map(|files| &files.epoch);
+    let here: Vec<_> = present.chain(gone.epochs.keys()).map(|epoch| epoch.as_str()).collect();
     report.findings.extend(seals::of_no_epoch(options, &here).map(|(epoch, size)| Finding {
         kind: FindingKind::Truncated,
         file: dir.into(),
@@ -155,6 +163,23 @@ impl<'e> EpochCheck<'e> {
             place: (PathBuf::new(), 0),
             scratch: Vec::new(),
         }
+    }
+
+    /// Begins where retention has left off.
+    fn begin_after(&mut self, stones: &[retention::Tombstone], options: &'e VerifyOptions) {
+        let first = self.epoch.segments.first().map_or(0, |segment| segment.first_seq);
+        // A crash may have left a segment whose tombstone is written.
+        let left = stones.iter().any(|stone| stone.first_seq == first);
+        let before = stones.iter().rev().find(|stone| !left || stone.last_seq.checked_add(1) == Some(first));
+        match before {
+            Some(stone) => {
+                self.expected =
+                    (stone.last_seq.saturating_add(1), Some(stone.last_hash.clone().into_bytes()));
+            }
+            None if first > 0 => self.expected = (first, None),
+            None => {}
+        }
+        self.seals = Seals::new(options, self.epoch.epoch.as_str(), self.expected.0);
     }
 
     /// Whether a segment that is good in itself stands in its place.

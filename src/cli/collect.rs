@@ -39,6 +39,6 @@ pub fn collect(args: CollectArgs) -> ExitCode {
 
 async fn run(config: &CollectorConfig) -> Result<(), StartError> {
     let collector = BoundCollector::bind(config).await?;
-    tracing::info!(address = %collector.address(), store = %config.store.display(), "collecting");
+    tracing::info!(address = %collector.address(), admin = %collector.admin(), store = %config.store.display(), "collecting");
     collector.serve(asked_to_stop()).await
 }

@@ -6,22 +6,33 @@
 //! - one that is there already, byte for byte: counted, nothing else (delivery is at least once);
 //! - a valid record after a hole: appended in a new segment, because losing what follows a hole would be worse; the hole is
 //!   noted as evidence, and `audit verify` names it;
-//! - everything else (a wrong hash, a second record for a place, one that does not follow): kept as evidence and
-//!   acknowledged. To refuse it would make the sender set aside a whole batch, or send it for ever.
+//! - everything else (a wrong hash, a second record for a place, one that does not follow, one that the sender did not
+//!   write): kept as evidence and acknowledged. To refuse it would make the sender set aside a whole batch, or send it for
+//!   ever.
+
+mod tombs;
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::audit::trail::{self, Disk, EVIDENCE, Epoch, Lines, MAX_LINE, NO_PREVIOUS, Record, SegmentFile};
-use crate::audit::{AuditError, SEGMENT_BYTES};
+use super::evidence::{Evidence, Kind};
+use super::metrics::{CollectorMetrics, Refusing};
+use super::plan::{Append, Plan, Tip};
+use super::room::has_room;
+use super::sender::{Sender, writer_of};
+use crate::audit::AuditError;
+use crate::audit::trail::{self, Disk, EVIDENCE, Epoch, Lines, MAX_LINE, Record, SegmentFile};
+
+use tombs::Tombs;
 
 /// The most bytes of evidence that are kept; beyond it the collector takes nothing more until somebody has looked.
 const MAX_EVIDENCE_BYTES: u64 = 64 * 1024 * 1024;
+const EVIDENCE_FILE: &str = "evidence.jsonl";
 /// How many epochs are remembered; a forgotten one is read from disk when it is needed again.
 const MAX_REMEMBERED: usize = 4096;
 
@@ -42,6 +53,20 @@ pub enum StoreError {
     /// Another process uses the store, or it cannot be made.
     #[error(transparent)]
     Lock(#[from] AuditError),
+    /// What retention wrote was changed.
+    #[error("{}: line {line} is not what retention wrote: run `phiward audit verify`, and move the file away once it was looked at", path.display())]
+    Retention {
+        /// The file.
+        path: PathBuf,
+        /// The line.
+        line: u64,
+    },
+    /// The volume is nearly full.
+    #[error("{}: the disk has less room than the collector leaves free: make room, or set retention", path.display())]
+    DiskFull {
+        /// The store's folder.
+        path: PathBuf,
+    },
     /// A sync failed, after which nothing that was written can be trusted to be on disk.
     #[error("{}: the disk failed at a sync: check it and restart the collector", path.display())]
     Failed {
@@ -77,98 +102,88 @@ pub(crate) struct Store {
     /// The hashes of the segment (by name) that was last looked into for records that were sent again. They come in order,
     /// so the segment of one is that of the next thousands.
     looked_up: (String, BTreeMap<u64, Vec<u8>>),
-    total: Counts,
+    /// What retention has removed.
+    removed: Tombs,
+    metrics: CollectorMetrics,
     failed: bool,
 }
 
-/// The end of a stored chain.
-#[derive(Clone)]
-struct Tip {
-    next_seq: u64,
-    hash: Vec<u8>,
-    /// The newest segment's first record and length.
-    first_seq: u64,
-    bytes: u64,
-}
-
-/// What a batch adds, before anything is written.
-#[derive(Default)]
-struct Plan {
-    counts: Counts,
-    appends: Vec<Append>,
-    tips: BTreeMap<Epoch, Tip>,
-    evidence: Vec<u8>,
-    /// The records in `appends`.
-    added: Vec<(Epoch, u64, Vec<u8>)>,
-}
-
-/// Bytes for one segment.
-struct Append {
-    epoch: Epoch,
-    first_seq: u64,
-    at: u64,
-    bytes: Vec<u8>,
-}
-
 impl Store {
-    pub(crate) fn open(dir: PathBuf) -> Result<Self, StoreError> {
+    pub(crate) fn open(dir: PathBuf, metrics: CollectorMetrics) -> Result<Self, StoreError> {
         let lock = trail::lock_dir(&dir)?;
-        let evidence_bytes = match std::fs::metadata(dir.join(EVIDENCE).join("evidence.jsonl")) {
-            Ok(meta) => meta.len(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-            Err(error) => return Err(at(&dir)(error)),
-        };
         let mut store = Self {
             dir: dir.clone(),
             _lock: lock,
             disk: Disk::default(),
             epochs: BTreeMap::new(),
-            evidence_bytes,
+            evidence_bytes: 0,
             looked_up: Default::default(),
-            total: Counts::default(),
+            removed: Tombs::open(&dir)?,
+            metrics,
             failed: false,
         };
+        store.measure_evidence().map_err(at(&dir))?;
         store.repair_tails().map_err(at(&dir))?;
         Ok(store)
     }
 
-    pub(crate) fn failed(&self) -> bool {
-        self.failed
+    /// Takes one batch that arrived at `now`: when this returns `Ok`, all of it is on disk.
+    pub(crate) fn take(
+        &mut self,
+        batch: &[u8],
+        sender: &Sender,
+        now: jiff::Timestamp,
+    ) -> Result<Counts, StoreError> {
+        let taken = self.try_take(batch, sender, now);
+        match &taken {
+            Ok(counts) => {
+                self.metrics.refusing(None);
+                self.metrics.bytes.inc_by(batch.len() as u64);
+                self.metrics.stored.inc_by(counts.stored);
+                self.metrics.duplicates.inc_by(counts.duplicates);
+                if counts.stored > 0 {
+                    self.metrics.last_arrival.set(now.as_second());
+                }
+            }
+            Err(error) => {
+                if let Some(reason) = error.refusing() {
+                    self.metrics.refused(reason);
+                }
+            }
+        }
+        taken
     }
 
-    pub(crate) fn total(&self) -> Counts {
-        self.total
-    }
-
-    /// Takes one batch: when this returns `Ok`, all of it is on disk.
-    pub(crate) fn take(&mut self, batch: &[u8]) -> Result<Counts, StoreError> {
+    fn try_take(
+        &mut self,
+        batch: &[u8],
+        sender: &Sender,
+        now: jiff::Timestamp,
+    ) -> Result<Counts, StoreError> {
         if self.failed {
             return Err(StoreError::Failed { path: self.dir.clone() });
         }
-        let plan = self.plan(batch)?;
-        if self.evidence_bytes + plan.evidence.len() as u64 > MAX_EVIDENCE_BYTES {
-            return Err(StoreError::EvidenceFull { path: self.dir.join(EVIDENCE) });
+        if !has_room(&self.dir, batch.len()).map_err(at(&self.dir))? {
+            return Err(StoreError::DiskFull { path: self.dir.clone() });
         }
-        if !plan.evidence.is_empty() {
-            self.keep_evidence(&plan.evidence).map_err(at(&self.dir))?;
-            self.evidence_bytes += plan.evidence.len() as u64;
-            tracing::error!(
-                records = plan.counts.evidence,
-                "audit records that do not fit their chain were kept as evidence"
-            );
+        let plan = self.plan(batch, sender, Evidence::new(sender, now))?;
+        if !plan.evidence.lines().is_empty() {
+            self.keep_evidence(&plan.evidence)?;
         }
         for append in &plan.appends {
             self.append(append).map_err(at(&self.dir))?;
         }
         self.epochs.extend(plan.tips);
-        self.total.stored += plan.counts.stored;
-        self.total.duplicates += plan.counts.duplicates;
-        self.total.evidence += plan.counts.evidence;
         Ok(plan.counts)
     }
 
-    fn plan(&mut self, batch: &[u8]) -> Result<Plan, StoreError> {
-        let mut plan = Plan::default();
+    fn plan<'s>(
+        &mut self,
+        batch: &[u8],
+        sender: &Sender,
+        evidence: Evidence<'s>,
+    ) -> Result<Plan<'s>, StoreError> {
+        let mut plan = Plan::new(evidence);
         let mut lines = Lines::new(batch);
         let mut scratch = Vec::new();
         let mut found = Vec::new();
@@ -184,41 +199,62 @@ impl Store {
         for range in found {
             let line = &batch[range];
             match Record::parse(line) {
-                Err(why) => plan.keep("bad_json", why, line),
+                Err(why) => plan.keep(Kind::BadJson, why, None, line),
                 Ok(record) if !record.hash_is_right(&mut scratch) => {
-                    plan.keep("flip", "its hash is not that of its bytes", line);
+                    let why = "its hash is not that of its bytes";
+                    plan.keep(Kind::Flip, why, Some(record.epoch), line);
                 }
-                Ok(record) => self.place(&record, line, &mut plan)?,
+                Ok(record) => self.place(&record, line, sender, &mut plan)?,
             }
         }
         Ok(plan)
     }
 
     /// Finds the place of a record whose hash is right.
-    fn place(&mut self, record: &Record<'_>, line: &[u8], plan: &mut Plan) -> Result<(), StoreError> {
+    fn place(
+        &mut self,
+        record: &Record<'_>,
+        line: &[u8],
+        sender: &Sender,
+        plan: &mut Plan<'_>,
+    ) -> Result<(), StoreError> {
         // Record::parse has checked the epoch's shape.
         let Some(epoch) = Epoch::parse(record.epoch) else { return Ok(()) };
-        let tip = match plan.tips.get(&epoch) {
+        let mut tip = match plan.tips.get(&epoch) {
             Some(tip) => tip.clone(),
             None => self.tip(&epoch)?,
         };
+        let named = Some(record.epoch);
+        let writer = writer_of(line);
+        if !sender.may_bring(&writer) {
+            plan.keep(Kind::Foreign, "its instance.spiffe_id is not its sender", named, line);
+            return Ok(());
+        }
+        if *tip.writer.get_or_insert_with(|| writer.clone().into_owned()) != writer {
+            plan.keep(Kind::Foreign, "the epoch belongs to another instance.spiffe_id", named, line);
+            return Ok(());
+        }
         if record.seq < tip.next_seq {
             let stored = self.stored_hash(&epoch, record.seq, plan).map_err(at(&self.dir))?;
             match stored {
                 Some(hash) if hash == record.hash => plan.counts.duplicates += 1,
-                Some(_) => plan.keep("fork", "another record has this place", line),
-                None => plan.keep("late", "its place was passed over as a hole", line),
+                Some(_) => plan.keep(Kind::Fork, "another record has this place", named, line),
+                None => {
+                    let why = "its place was passed over as a hole, or removed by retention";
+                    plan.keep(Kind::Late, why, named, line);
+                }
             }
             return Ok(());
         }
         let after_hole = record.seq > tip.next_seq;
         if !after_hole && record.prev != tip.hash {
-            plan.keep("fork", "it does not follow the record that is stored before it", line);
+            let why = "it does not follow the record that is stored before it";
+            plan.keep(Kind::Fork, why, named, line);
             return Ok(());
         }
         if after_hole {
             let why = format!("records {} to {} are missing", tip.next_seq, record.seq - 1);
-            plan.note("gap", &why, &epoch);
+            plan.evidence.note(Kind::Gap, &why, &epoch);
         }
         plan.append(epoch, tip, record, line, after_hole);
         Ok(())
@@ -249,17 +285,22 @@ impl Store {
             let found = trail::scan(&path)?;
             trail::repair(&path, &found)?;
             if let (Some(last), Some((_, first_seq))) = (found.last, trail::parse_name(&name)) {
-                let hash = last.record.hash.into_bytes();
-                return Ok(Tip { next_seq: last.record.seq + 1, hash, first_seq, bytes: found.good_bytes });
+                let (next_seq, hash) = (last.record.seq + 1, last.record.hash.into_bytes());
+                let oldest = segments.first().map_or(name, |(oldest, _)| oldest.clone());
+                let writer = first_writer(&dir.join(oldest))?;
+                return Ok(Tip { next_seq, hash, first_seq, bytes: found.good_bytes, writer });
             }
         }
-        Ok(Tip { next_seq: 0, hash: NO_PREVIOUS.to_vec(), first_seq: 0, bytes: 0 })
+        Ok(self.removed.last.get(epoch).map_or_else(Tip::none, Tip::removed))
     }
 
     /// The hash of a record that is stored, or about to be.
-    fn stored_hash(&mut self, epoch: &Epoch, seq: u64, plan: &Plan) -> io::Result<Option<Vec<u8>>> {
-        if let Some((.., hash)) = plan.added.iter().find(|(e, s, _)| (e, *s) == (epoch, seq)) {
+    fn stored_hash(&mut self, epoch: &Epoch, seq: u64, plan: &Plan<'_>) -> io::Result<Option<Vec<u8>>> {
+        if let Some(hash) = plan.added.get(&(epoch.clone(), seq)) {
             return Ok(Some(hash.clone()));
+        }
+        if let Some(stone) = self.removed.last.get(epoch).filter(|stone| stone.last_seq == seq) {
+            return Ok(Some(stone.last_hash.clone().into_bytes()));
         }
         let dir = self.dir.join(epoch.as_str());
         let mut segments = match trail::list(&dir) {
@@ -299,11 +340,27 @@ impl Store {
         synced
     }
 
-    fn keep_evidence(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn keep_evidence(&mut self, evidence: &Evidence<'_>) -> Result<(), StoreError> {
+        let more = evidence.lines().len() as u64;
+        if self.evidence_bytes + more > MAX_EVIDENCE_BYTES {
+            // Somebody may have moved it away meanwhile.
+            self.measure_evidence().map_err(at(&self.dir))?;
+        }
+        if self.evidence_bytes + more > MAX_EVIDENCE_BYTES {
+            return Err(StoreError::EvidenceFull { path: self.dir.join(EVIDENCE) });
+        }
+        self.write_evidence(evidence.lines()).map_err(at(&self.dir))?;
+        self.evidence_bytes += more;
+        self.metrics.evidence_bytes.set(i64::try_from(self.evidence_bytes).unwrap_or(i64::MAX));
+        evidence.alert(&self.metrics);
+        Ok(())
+    }
+
+    fn write_evidence(&mut self, bytes: &[u8]) -> io::Result<()> {
         let dir = self.dir.join(EVIDENCE);
         std::fs::create_dir_all(&dir)?;
         let mut file =
-            OpenOptions::new().append(true).create(true).mode(0o640).open(dir.join("evidence.jsonl"))?;
+            OpenOptions::new().append(true).create(true).mode(0o640).open(dir.join(EVIDENCE_FILE))?;
         file.write_all(bytes)?;
         let synced = self.disk.sync(&file).and_then(|()| {
             self.disk.sync(&trail::open_dir(&dir)?)?;
@@ -311,6 +368,16 @@ impl Store {
         });
         self.failed |= synced.is_err();
         synced
+    }
+
+    fn measure_evidence(&mut self) -> io::Result<()> {
+        self.evidence_bytes = match std::fs::metadata(self.dir.join(EVIDENCE).join(EVIDENCE_FILE)) {
+            Ok(meta) => meta.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error),
+        };
+        self.metrics.evidence_bytes.set(i64::try_from(self.evidence_bytes).unwrap_or(i64::MAX));
+        Ok(())
     }
 
     /// Repairs the newest segment of each epoch whose last line is not whole, so that a tool that reads the store after a
@@ -334,42 +401,24 @@ impl Store {
     }
 }
 
-impl Plan {
-    fn append(&mut self, epoch: Epoch, tip: Tip, record: &Record<'_>, line: &[u8], after_hole: bool) {
-        let is_first = tip.bytes == 0;
-        let full = tip.bytes + line.len() as u64 + 1 > SEGMENT_BYTES;
-        let begins = is_first || full || after_hole;
-        let (first_seq, at) = if begins { (record.seq, 0) } else { (tip.first_seq, tip.bytes) };
-        let open = self.appends.iter().position(|a| !begins && a.epoch == epoch && a.first_seq == first_seq);
-        let open = open.unwrap_or_else(|| {
-            self.appends.push(Append { epoch: epoch.clone(), first_seq, at, bytes: Vec::new() });
-            self.appends.len() - 1
-        });
-        self.appends[open].bytes.extend_from_slice(line);
-        self.appends[open].bytes.push(b'\n');
-        let bytes = at + line.len() as u64 + 1;
-        self.tips
-            .insert(epoch, Tip { next_seq: record.seq + 1, hash: record.hash.to_vec(), first_seq, bytes });
-        self.counts.stored += 1;
+impl StoreError {
+    /// Why the batch has to be sent again; `None` when it is the batch that is wrong.
+    pub(super) fn refusing(&self) -> Option<Refusing> {
+        match self {
+            Self::Line(_) => None,
+            Self::Io { .. } | Self::Lock(_) | Self::Retention { .. } => Some(Refusing::DiskError),
+            Self::DiskFull { .. } => Some(Refusing::DiskFull),
+            Self::Failed { .. } => Some(Refusing::DiskFailed),
+            Self::EvidenceFull { .. } => Some(Refusing::EvidenceFull),
+        }
     }
+}
 
-    /// Keeps a record that has no place in a chain.
-    fn keep(&mut self, kind: &str, why: &str, line: &[u8]) {
-        let line = match std::str::from_utf8(line) {
-            Ok(text) => serde_json::json!({"kind": kind, "why": why, "line": text}),
-            Err(_) => serde_json::json!({"kind": kind, "why": why, "line_bytes": line}),
-        };
-        self.evidence.extend_from_slice(line.to_string().as_bytes());
-        self.evidence.push(b'\n');
-        self.counts.evidence += 1;
-    }
-
-    /// Notes something that is no record.
-    fn note(&mut self, kind: &str, why: &str, epoch: &Epoch) {
-        let line = serde_json::json!({"kind": kind, "why": why, "epoch": epoch.as_str()});
-        self.evidence.extend_from_slice(line.to_string().as_bytes());
-        self.evidence.push(b'\n');
-    }
+/// Who wrote the first record of a segment.
+fn first_writer(path: &Path) -> io::Result<Option<String>> {
+    let mut line = Vec::new();
+    BufReader::new(File::open(path)?).take(MAX_LINE as u64).read_until(b'\n', &mut line)?;
+    Ok(Record::parse(line.trim_ascii_end()).ok().map(|_| writer_of(&line).into_owned()))
 }
 
 fn hashes_in(path: &Path) -> io::Result<BTreeMap<u64, Vec<u8>>> {

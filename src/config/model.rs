@@ -249,4 +249,10 @@ pub struct CollectorConfig {
     pub bind: SocketAddr,
     /// The folder of the store.
     pub store: PathBuf,
+    /// Who may bring records that others have written.
+    pub relays: Vec<SpiffeId>,
+    /// How much the store keeps.
+    pub retention: crate::collector::Retention,
+    /// The admin endpoint.
+    pub admin: AdminConfig,
 }

@@ -37,6 +37,14 @@ pub fn sidecar() -> Value {
 
 /// The schema of the file of `phiward collect`.
 pub fn collector() -> Value {
+    let mut retention = object(
+        &[],
+        json!({
+            "max_age": duration("A segment goes when its last record came longer ago than this; at least 1d."),
+            "max_bytes": size("The oldest segments go when all together are larger; at least 256MiB."),
+        }),
+    );
+    retention["minProperties"] = json!(1);
     let mut schema = object(
         &["version", "identity", "bind", "store"],
         json!({
@@ -44,6 +52,9 @@ pub fn collector() -> Value {
             "identity": {"$ref": "#/$defs/identity"},
             "bind": address("mTLS: whoever has a valid SVID of a known trust domain may send."),
             "store": object(&["dir"], json!({"dir": path("What it receives. One process at a time.")})),
+            "relays": identities("Who may bring records that others have written."),
+            "retention": retention,
+            "admin": object(&[], json!({"bind": address("Loopback unless told: 127.0.0.1:15201.")})),
         }),
     );
     head(&mut schema, "collector", "phiward collector configuration");

@@ -13,12 +13,16 @@ use super::model::{
 use super::read::Reading;
 use super::sinks::read_sinks;
 use crate::audit::{Durability, OnFailure};
+use crate::collector::Retention;
 use crate::yaml::{Fields, Node};
 
 const DEFAULT_SPOOL_BYTES: u64 = 1 << 30;
 const LEAST_SPOOL_BYTES: u64 = 1 << 20;
 const MOST_SPOOL_BYTES: u64 = 1 << 50;
-const DEFAULT_ADMIN_PORT: u16 = 15000;
+/// Some segments, so that what just came is never what must go.
+const LEAST_STORE_BYTES: u64 = 256 << 20;
+const ADMIN_PORT: u16 = 15000;
+const COLLECTOR_ADMIN_PORT: u16 = 15201;
 
 pub(super) fn read_sidecar(r: &Reading<'_>, root: &Node) -> Option<SidecarConfig> {
     let mut f = r.fields(root, "the configuration")?;
@@ -34,7 +38,7 @@ pub(super) fn read_sidecar(r: &Reading<'_>, root: &Node) -> Option<SidecarConfig
         file
     });
     let audit = f.required("audit").and_then(|n| read_audit(r, n));
-    let admin = f.optional("admin").map_or(Some(default_admin()), |n| read_admin(r, n));
+    let admin = f.optional("admin").map_or(Some(default_admin(ADMIN_PORT)), |n| read_admin(r, n, ADMIN_PORT));
     let limits = f.optional("limits").map_or(Some(Limits::default()), |n| read_limits(r, n));
     let workers = f
         .optional("workers")
@@ -74,8 +78,36 @@ pub(super) fn read_collector(r: &Reading<'_>, root: &Node) -> Option<CollectorCo
         f.finish();
         dir
     });
+    let relays = f.optional("relays").map_or(Some(Vec::new()), |n| Some(r.identities(n, "relays")?.to_vec()));
+    let admin = f
+        .optional("admin")
+        .map_or(Some(default_admin(COLLECTOR_ADMIN_PORT)), |n| read_admin(r, n, COLLECTOR_ADMIN_PORT));
+    let retention = f.optional("retention").map_or(Some(Retention::default()), |n| read_retention(r, n));
     f.finish();
-    Some(CollectorConfig { identity: identity?, bind: bind?, store: store? })
+    Some(CollectorConfig {
+        identity: identity?,
+        bind: bind?,
+        store: store?,
+        relays: relays?,
+        retention: retention?,
+        admin: admin?,
+    })
+}
+
+fn read_retention(r: &Reading<'_>, node: &Node) -> Option<Retention> {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let mut f = r.fields(node, "retention")?;
+    let max_age = f.optional("max_age").map(|n| r.reader.duration(n, "max_age", DAY..=DAY * 36_500));
+    let max_bytes =
+        f.optional("max_bytes").map(|n| r.reader.bytes(n, "max_bytes", LEAST_STORE_BYTES..=MOST_SPOOL_BYTES));
+    if max_age.is_none() && max_bytes.is_none() {
+        r.reader.problem(
+            node.at,
+            "retention needs max_age, max_bytes or both; without retention everything is kept",
+        );
+    }
+    f.finish();
+    Some(Retention { max_age: transpose(max_age)?, max_bytes: transpose(max_bytes)? })
 }
 
 /// An optional block that is there must be good.
@@ -307,13 +339,13 @@ fn read_audit(r: &Reading<'_>, node: &Node) -> Option<AuditConfig> {
     })
 }
 
-fn default_admin() -> AdminConfig {
-    AdminConfig { bind: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_ADMIN_PORT)) }
+fn default_admin(port: u16) -> AdminConfig {
+    AdminConfig { bind: SocketAddr::from((Ipv4Addr::LOCALHOST, port)) }
 }
 
-fn read_admin(r: &Reading<'_>, node: &Node) -> Option<AdminConfig> {
+fn read_admin(r: &Reading<'_>, node: &Node, default_port: u16) -> Option<AdminConfig> {
     let mut f = r.fields(node, "admin")?;
-    let bind = f.optional("bind").map_or(Some(default_admin().bind), |n| r.address(n, "bind"));
+    let bind = f.optional("bind").map_or(Some(default_admin(default_port).bind), |n| r.address(n, "bind"));
     f.finish();
     Some(AdminConfig { bind: bind? })
 }

@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::StartError;
 use super::loaded::file_paths;
-use crate::collector::{self, Collector};
+use crate::collector::{self, Collector, CollectorError};
 use crate::config::CollectorConfig;
 use crate::identity::FileContents;
 use crate::reload::IdentityFiles;
@@ -18,6 +19,7 @@ use crate::tls::TlsSettings;
 pub struct BoundCollector {
     collector: Collector,
     address: SocketAddr,
+    admin: SocketAddr,
     tasks: JoinSet<()>,
 }
 
@@ -36,24 +38,39 @@ impl BoundCollector {
         let (sender, mut newest) = watch::channel(Arc::new(settings));
         let mut tasks = JoinSet::new();
         let trust_domain = config.identity.trust_domain.clone();
-        let files = IdentityFiles::new(paths, trust_domain, contents.digest(), sender);
-        tasks.spawn(files.keep_reloading());
-        tasks.spawn(async move {
-            while newest.changed().await.is_ok() {
-                server.send_replace(newest.borrow_and_update().server());
-            }
-        });
         let (collector, address) = Collector::bind(collector::CollectorConfig {
             bind: config.bind,
             store: config.store.clone(),
             tls: Some(newest_server),
+            relays: config.relays.clone(),
+            retention: config.retention,
         })?;
-        Ok(Self { collector, address, tasks })
+        let metrics = collector.metrics().clone();
+        let admin_error = |error| CollectorError::Bind { bind: config.admin.bind, error };
+        let admin = TcpListener::bind(config.admin.bind).await.map_err(admin_error)?;
+        let admin_address = admin.local_addr().map_err(admin_error)?;
+        tasks.spawn(collector::serve_admin(admin, metrics.clone()));
+        let files = IdentityFiles::new(paths, trust_domain, contents.digest(), sender);
+        tasks.spawn(files.keep_reloading());
+        metrics.svid_expiry.set(newest.borrow().material().svid.not_after());
+        tasks.spawn(async move {
+            while newest.changed().await.is_ok() {
+                let settings = newest.borrow_and_update().clone();
+                metrics.svid_expiry.set(settings.material().svid.not_after());
+                server.send_replace(settings.server());
+            }
+        });
+        Ok(Self { collector, address, admin: admin_address, tasks })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where its admin endpoint listens.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
     }
 
     /// Serves until `stop` is done, then lets requests under way end.

@@ -90,6 +90,7 @@ identity:
   files: {certificate: svid.pem, private_key: svid.key, bundle: bundle.pem}
 bind: "127.0.0.1:25200"
 store: {dir: store}
+admin: {bind: "127.0.0.1:25201"}
 CONF
 "$phiward" collect --config collector/collector.yaml 2>collector.log &
 collector_pid=$!

@@ -282,6 +282,7 @@ const COLLECTOR_CONFIG: &str = "version: 1
 identity: {trust_domain: hospital.local, files: {certificate: svid.pem, private_key: svid.key, bundle: bundle.pem}}
 bind: \"127.0.0.1:0\"
 store: {dir: store}
+admin: {bind: 127.0.0.1:0}
 ";
 
 fn sidecar(dir: &Path, name: &str, plan: &Plan, liar: &Liar, rest: &str) -> PathBuf {

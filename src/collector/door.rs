@@ -1,0 +1,291 @@
+//! What is said to senders: `POST /v1/events` and `GET /healthz`, over HTTP/1.1 and HTTP/2.
+//!
+//! Owns connections, time-outs and how much may be in memory: bytes of batches are counted as they arrive, and what finds no
+//! room is told to come again, because its sender has it on disk. Refuses to know what a record is.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body::Body;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+
+use super::evidence::Kind;
+use super::metrics::{CollectorMetrics, Refusing};
+use super::sender::Sender;
+use super::store::{Store, StoreError};
+use crate::identity::SpiffeId;
+use crate::tls::peer_cert;
+
+/// The largest body of a request: 8 MiB.
+const MAX_BODY: usize = 8 * 1024 * 1024;
+/// The most bytes of batches in memory, all senders together, in KiB: 64 MiB.
+const ROOM_KIB: usize = 64 * 1024;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a request's head, and then its body, may take to arrive; a sender's idle connection ends after this too.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// What one HTTP/2 connection may have on its way to us. The default of 1 MiB is for each of thousands.
+const H2_WINDOW: u32 = 256 * 1024;
+/// One sender must not take all of the room.
+const H2_STREAMS: u32 = 2;
+/// hyper's default is 400 KiB a connection.
+const H1_BUFFER: usize = 64 * 1024;
+
+/// What connections share.
+#[derive(Clone)]
+pub(super) struct Door {
+    store: Arc<Mutex<Store>>,
+    metrics: CollectorMetrics,
+    relays: Arc<[SpiffeId]>,
+    room: Arc<Semaphore>,
+}
+
+/// Counts a connection for as long as it is held.
+struct Connected(CollectorMetrics);
+
+impl Connected {
+    fn new(metrics: &CollectorMetrics) -> Self {
+        metrics.senders.inc();
+        Self(metrics.clone())
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.senders.dec();
+    }
+}
+
+/// A batch in memory, and its part of the room.
+struct Batch {
+    bytes: Vec<u8>,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+/// Why a body was not read to its end.
+enum Unread {
+    TooLarge,
+    Cut,
+    Busy,
+}
+
+impl Door {
+    pub(super) fn new(store: Arc<Mutex<Store>>, metrics: CollectorMetrics, relays: Vec<SpiffeId>) -> Self {
+        Self { store, metrics, relays: relays.into(), room: Arc::new(Semaphore::new(ROOM_KIB)) }
+    }
+
+    pub(super) fn metrics(&self) -> &CollectorMetrics {
+        &self.metrics
+    }
+
+    pub(super) async fn connection(
+        &self,
+        stream: TcpStream,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        stopped: watch::Receiver<bool>,
+    ) {
+        let _ = stream.set_nodelay(true); // only speed is lost
+        let Some(tls) = tls else {
+            let _connected = Connected::new(&self.metrics);
+            return self.http1(stream, &Sender::unknown(), stopped).await;
+        };
+        let stream =
+            match tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(tls).accept(stream)).await {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return tracing::warn!(%error, "a sender was refused by the collector"),
+                Err(_) => return tracing::warn!("a sender's handshake with the collector took too long"),
+            };
+        let peer = match peer_cert(stream.get_ref().1) {
+            Ok(peer) => peer,
+            Err(error) => return tracing::warn!(%error, "a sender was refused by the collector"),
+        };
+        let _connected = Connected::new(&self.metrics);
+        let sender = Sender::verified(peer.id, &self.relays);
+        if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+            self.http2(stream, &sender, stopped).await;
+        } else {
+            self.http1(stream, &sender, stopped).await;
+        }
+    }
+
+    async fn http1<S>(&self, stream: S, sender: &Sender, mut stopped: watch::Receiver<bool>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(READ_TIMEOUT).max_buf_size(H1_BUFFER);
+        let service = service_fn(|request| self.answer(request, sender));
+        let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+        tokio::select! {
+            outcome = &mut served => return log(outcome),
+            _ = stopped.wait_for(|stop| *stop) => served.as_mut().graceful_shutdown(),
+        }
+        log(served.await);
+    }
+
+    async fn http2<S>(&self, stream: S, sender: &Sender, mut stopped: watch::Receiver<bool>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        builder.timer(TokioTimer::new()).keep_alive_interval(READ_TIMEOUT).max_concurrent_streams(H2_STREAMS);
+        builder.initial_stream_window_size(H2_WINDOW).initial_connection_window_size(H2_WINDOW);
+        let service = service_fn(|request| {
+            let (door, sender) = (self.clone(), sender.clone());
+            async move { door.answer(request, &sender).await }
+        });
+        let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
+        tokio::select! {
+            outcome = &mut served => return log(outcome),
+            _ = stopped.wait_for(|stop| *stop) => served.as_mut().graceful_shutdown(),
+        }
+        log(served.await);
+    }
+
+    async fn answer(&self, request: Request<Incoming>, sender: &Sender) -> Result<Answer, Infallible> {
+        Ok(match (request.method(), request.uri().path()) {
+            (&Method::POST, "/v1/events") => self.take(request, sender).await,
+            (_, "/v1/events") => refuse(StatusCode::METHOD_NOT_ALLOWED, "POST newline-delimited JSON here"),
+            (&Method::GET, "/healthz") => self.health(),
+            _ => refuse(StatusCode::NOT_FOUND, "there are POST /v1/events and GET /healthz"),
+        })
+    }
+
+    async fn take(&self, request: Request<Incoming>, sender: &Sender) -> Answer {
+        let read = read(request.into_body(), &self.room);
+        let batch = match tokio::time::timeout(READ_TIMEOUT, read).await {
+            Ok(Ok(batch)) => batch,
+            Ok(Err(Unread::TooLarge)) => {
+                return refuse(StatusCode::PAYLOAD_TOO_LARGE, "a batch has at most 8 MiB");
+            }
+            Ok(Err(Unread::Cut)) => return refuse(StatusCode::BAD_REQUEST, "the body ended early"),
+            Ok(Err(Unread::Busy)) => {
+                self.metrics.refused(Refusing::Busy);
+                return later();
+            }
+            Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, "the body took too long"),
+        };
+        // The store reads, hashes and syncs; that must not keep other connections from being served. The batch goes along
+        // with its room, which is free again when the store is done with it, whatever becomes of this connection.
+        let (store, sender) = (self.store.clone(), sender.clone());
+        let taken = tokio::task::spawn_blocking(move || {
+            locked(&store).take(&batch.bytes, &sender, jiff::Timestamp::now())
+        });
+        match taken.await {
+            Ok(Ok(counts)) => json(StatusCode::OK, serde_json::json!(counts)),
+            Ok(Err(error @ StoreError::Line(_))) => refuse(StatusCode::BAD_REQUEST, &error.to_string()),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the collector cannot store events");
+                later()
+            }
+            Err(error) => {
+                tracing::error!(%error, "the collector failed at a batch");
+                later()
+            }
+        }
+    }
+
+    fn health(&self) -> Answer {
+        let reason = self.metrics.reason();
+        let status = if reason.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+        let records = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Gap);
+        let evidence: u64 = records.map(|kind| self.metrics.evidence(kind).get()).sum();
+        json(
+            status,
+            serde_json::json!({
+                "status": reason.unwrap_or("ok"),
+                "since_start": {
+                    "stored": self.metrics.stored.get(),
+                    "duplicates": self.metrics.duplicates.get(),
+                    "evidence": evidence,
+                },
+            }),
+        )
+    }
+}
+
+/// Reads a body, taking room for each part as it comes: what a sender only announces takes none.
+async fn read<B>(mut body: B, room: &Arc<Semaphore>) -> Result<Batch, Unread>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    if body.size_hint().lower() > MAX_BODY as u64 {
+        return Err(Unread::TooLarge);
+    }
+    let mut batch = Batch { bytes: Vec::new(), _room: None };
+    let mut taken = 0;
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| Unread::Cut)?.into_data() else { continue };
+        let len = batch.bytes.len() + data.len();
+        if len > MAX_BODY {
+            return Err(Unread::TooLarge);
+        }
+        let more = len.div_ceil(1024) - taken;
+        let permit = room.clone().try_acquire_many_owned(more as u32).map_err(|_| Unread::Busy)?; // at most 8 Ki
+        taken += more;
+        match &mut batch._room {
+            Some(room) => room.merge(permit),
+            None => batch._room = Some(permit),
+        }
+        batch.bytes.extend_from_slice(&data);
+    }
+    Ok(batch)
+}
+
+fn log(outcome: Result<(), hyper::Error>) {
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "a sender's connection ended early");
+    }
+}
+
+type Answer = Response<Full<Bytes>>;
+
+/// Locks the store. A batch that panicked half-way left its epoch as it was: state changes only after the sync.
+pub(super) fn locked(store: &Mutex<Store>) -> std::sync::MutexGuard<'_, Store> {
+    store.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn later() -> Answer {
+    let mut answer = refuse(StatusCode::SERVICE_UNAVAILABLE, "events cannot be stored now: send them again");
+    answer.headers_mut().insert(header::RETRY_AFTER, http::HeaderValue::from_static("1"));
+    answer
+}
+
+fn refuse(status: StatusCode, why: &str) -> Answer {
+    json(status, serde_json::json!({"error": why}))
+}
+
+fn json(status: StatusCode, body: serde_json::Value) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// If this fails, hundreds of senders at once take memory without bound, or a batch that was refused keeps its room.
+    #[tokio::test]
+    async fn what_finds_no_room_is_refused_and_gives_its_part_back() {
+        let room = Arc::new(Semaphore::new(8));
+        let body = |kib: usize| Full::new(Bytes::from(vec![b'x'; kib * 1024]));
+        let first = read(body(5), &room).await.ok().unwrap();
+        assert!(matches!(read(body(4), &room).await, Err(Unread::Busy)));
+        assert_eq!(room.available_permits(), 3);
+        let second = read(body(3), &room).await.ok().unwrap();
+        drop((first, second));
+        assert_eq!(room.available_permits(), 8);
+        assert!(matches!(read(body(8 * 1024 + 1), &room).await, Err(Unread::TooLarge)));
+    }
+}
