@@ -81,7 +81,7 @@ impl Range {
     }
 }
 
-/// The hashes that lead from leaf `index` to the root over `leaves`: PATH(m, D[n]) of RFC 6962 section 2.1.1.
+/// The hashes that lead from leaf `index` to the root over `leaves`: PATH(m, `D[n]`) of RFC 6962 section 2.1.1.
 pub(crate) fn path(leaves: &[Hash], index: usize) -> Vec<Hash> {
     if leaves.len() < 2 {
         return Vec::new();
