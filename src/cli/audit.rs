@@ -16,7 +16,7 @@ pub use query::{QueryArgs, QueryFormat};
 pub use verify::{ProveArgs, VerifyArgs};
 
 use super::table;
-use super::times::{When, clock, parse_when, time};
+use super::times::{When, clock, event_time, parse_when};
 use crate::audit::{self, Follower, Paint};
 
 /// The tools of the audit trail. DIR is a sidecar's spool or a collector's store.
@@ -118,8 +118,7 @@ fn tail(dir: &Path, follow: bool, lines: usize) -> io::Result<()> {
 
 fn export(dir: &Path, format: ExportFormat, since: Option<When>, until: Option<When>) -> io::Result<()> {
     let now = clock();
-    // Events have nine digits after the second; as text, `:22Z` would come after `:22.5Z`.
-    let instant = |when: When| time(when.seconds(now)).replace('Z', ".000000000Z");
+    let instant = |when: When| event_time(when.seconds(now));
     let (since, until) = (since.map(instant), until.map(instant));
     let mut out = BufWriter::with_capacity(256 * 1024, io::stdout().lock());
     if format == ExportFormat::Csv {

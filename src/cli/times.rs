@@ -50,6 +50,11 @@ pub(super) fn clock() -> UnixSeconds {
     UnixSeconds(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
+/// As events have it, to be compared with theirs as text: nine digits after the second, because `:22Z` would come after `:22.5Z`.
+pub(super) fn event_time(instant: UnixSeconds) -> String {
+    time(instant).replace('Z', ".000000000Z")
+}
+
 /// RFC 3339, in UTC.
 pub(super) fn time(time: UnixSeconds) -> String {
     jiff::Timestamp::from_second(time.0).map_or_else(|_| format!("@{}", time.0), |time| time.to_string())

@@ -10,7 +10,7 @@ use super::finish;
 use crate::audit::{self, Field, Paint, PseudonymKey, Query, Row};
 use crate::cli::fail;
 use crate::cli::table;
-use crate::cli::times::{When, clock, parse_when, time};
+use crate::cli::times::{When, clock, event_time, parse_when};
 use crate::identity::IdPattern;
 
 /// What is asked. Every condition must hold.
@@ -140,8 +140,7 @@ impl QueryArgs {
             (Field::Type, &self.kind),
         ];
         let now = clock();
-        // Events have nine digits after the second; as text, `:22Z` would come after `:22.5Z`.
-        let instant = |when: &When| time(when.seconds(now)).replace('Z', ".000000000Z");
+        let instant = |when: &When| event_time(when.seconds(now));
         Ok(Query {
             texts: texts.into_iter().filter_map(|(field, text)| Some((field, text.clone()?))).collect(),
             identity: self.identity.clone(),
