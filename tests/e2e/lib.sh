@@ -13,9 +13,9 @@ say() { printf '%s\n' "$*"; }
 cleanup() {
   local status=$?
   trap - EXIT
-  # Every child of this script, and what those started.
+  # Every child of this script, and nginx's workers, which outlive a killed master.
+  [ -f "$work/nginx.pid" ] && pkill -KILL -P "$(cat "$work/nginx.pid")" 2>/dev/null || true
   pkill -KILL -P $$ 2>/dev/null || true
-  [ -f "$work/nginx.pid" ] && kill -KILL "$(cat "$work/nginx.pid")" 2>/dev/null || true
   if [ "$status" -ne 0 ] || [ "$failed" -ne 0 ]; then
     say "logs: $work"
     for log in "$work"/*.log; do [ -s "$log" ] && { say "== $log"; tail -n 15 "$log"; }; done
@@ -43,6 +43,10 @@ check() {
 
 # equal GOT WANTED: for check; tells both when they differ.
 equal() { [ "$1" = "$2" ] || { say "     got '$1', wanted '$2'"; return 1; }; }
+
+# matches PATTERN: is it in the input? Reads all of it: `grep -q` leaves at the first match, and what still writes to it is then ended
+# by SIGPIPE, which `pipefail` takes for "no".
+matches() { [ "$(grep -cE -- "$1")" -gt 0 ]; }
 
 # need COMMAND PACKAGE...: installs Debian packages when a command is missing. A missing part fails the run.
 need() {
