@@ -14,11 +14,14 @@ use hyper::body::Incoming;
 
 use super::endpoint::Lease;
 use super::exchange::Exchange;
+use super::http1;
 
 /// A body as it comes in, by either protocol.
 pub(crate) enum Inflow {
-    /// As hyper gives it.
+    /// A client's, over HTTP/1, as hyper gives it.
     Http1(Incoming),
+    /// An upstream's, over HTTP/1.
+    Upstream(http1::Incoming),
     /// HTTP/2: a stream, and whether its data has ended.
     Http2(RecvStream, bool),
 }
@@ -26,9 +29,12 @@ pub(crate) enum Inflow {
 /// Why a body broke off.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Broken {
-    /// HTTP/1.1.
+    /// A client's, over HTTP/1.
     #[error(transparent)]
     Http1(#[from] hyper::Error),
+    /// An upstream's, over HTTP/1.
+    #[error(transparent)]
+    Upstream(#[from] http1::Error),
     /// HTTP/2.
     #[error(transparent)]
     Http2(#[from] h2::Error),
@@ -50,6 +56,7 @@ impl Body for Inflow {
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let (stream, data_ended) = match &mut *self {
             Self::Http1(body) => return Pin::new(body).poll_frame(cx).map_err(Broken::from),
+            Self::Upstream(body) => return body.poll_frame(cx).map_err(Broken::from),
             Self::Http2(stream, data_ended) => (stream, data_ended),
         };
         if !*data_ended {
@@ -74,6 +81,7 @@ impl Body for Inflow {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Http1(body) => body.is_end_stream(),
+            Self::Upstream(body) => body.is_end_stream(),
             Self::Http2(stream, _) => stream.is_end_stream(),
         }
     }
@@ -81,6 +89,7 @@ impl Body for Inflow {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Http1(body) => body.size_hint(),
+            Self::Upstream(body) => body.size_hint(),
             // The head of an HTTP/2 message says it, where anybody does.
             Self::Http2(stream, _) if stream.is_end_stream() => SizeHint::with_exact(0),
             Self::Http2(..) => SizeHint::default(),

@@ -8,15 +8,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
-use super::body::RequestBody;
+use super::http1::{self, Io};
 use super::http2;
 use super::outcome::Failure;
 use super::upstream::{Protocol, UpstreamSettings};
@@ -41,7 +39,7 @@ pub(crate) struct MeshDialer {
 
 /// The sending end of a new connection.
 pub(crate) enum Sender {
-    H1(http1::SendRequest<RequestBody>),
+    H1(http1::Connection),
     H2(http2::Connection),
 }
 
@@ -123,7 +121,10 @@ impl Dialer {
         let stream = TcpStream::connect(addr).await.map_err(|_| Failure::CONNECT)?;
         stream.set_nodelay(true).map_err(|_| Failure::CONNECT)?;
         let Self::Mesh(mesh) = self else {
-            let sender = handshake(stream, settings, None).await?;
+            let sender = match settings.protocol {
+                Protocol::H1 => http1(Io::Plain(stream), settings, None),
+                Protocol::H2 => http2(stream, settings, None).await?,
+            };
             return Ok((sender, Life { generation: 0, retire_at: None, ends_at: None }));
         };
         let (generation, client) = mesh.current();
@@ -137,7 +138,10 @@ impl Dialer {
             return Err(Failure::TLS);
         }
         let (retire_at, end) = retirement(peer.not_after);
-        let sender = handshake(stream, settings, Some(end)).await?;
+        let sender = match settings.protocol {
+            Protocol::H1 => http1(Io::Tls(Box::new(stream)), settings, Some(end)),
+            Protocol::H2 => http2(stream, settings, Some(end)).await?,
+        };
         Ok((sender, Life { generation, retire_at: Some(retire_at), ends_at: Some(end) }))
     }
 }
@@ -161,23 +165,17 @@ fn failure_of(error: &std::io::Error) -> Failure {
     }
 }
 
-async fn handshake<T>(io: T, settings: &UpstreamSettings, end: Option<Instant>) -> Result<Sender, Failure>
+fn http1(io: Io, settings: &UpstreamSettings, end: Option<Instant>) -> Sender {
+    Sender::H1(http1::Connection::new(io, settings.head_bytes as usize, end))
+}
+
+async fn http2<T>(io: T, settings: &UpstreamSettings, end: Option<Instant>) -> Result<Sender, Failure>
 where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    match settings.protocol {
-        Protocol::H1 => {
-            let builder = http1::Builder::new().max_header_size(settings.head_bytes as usize).clone();
-            let (sender, conn) = builder.handshake(TokioIo::new(io)).await.map_err(|_| Failure::CONNECT)?;
-            drive(async { drop(conn.with_upgrades().await) }, end);
-            Ok(Sender::H1(sender))
-        }
-        Protocol::H2 => {
-            let (connection, driver) = http2::connect(io, settings).await.map_err(|_| Failure::CONNECT)?;
-            drive(driver, end);
-            Ok(Sender::H2(connection))
-        }
-    }
+    let (connection, driver) = http2::connect(io, settings).await.map_err(|_| Failure::CONNECT)?;
+    drive(driver, end);
+    Ok(Sender::H2(connection))
 }
 
 /// Drives a connection on this worker until it closes, or its peer's certificate expires.

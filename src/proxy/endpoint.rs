@@ -11,15 +11,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http1};
 use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 
 use super::body::{Inflow, RequestBody};
 use super::clock::Clock;
 use super::dial::{Life, Sender};
-use super::http2;
+use super::upload::Upload;
+use super::{http1, http2};
 
 /// One address of an upstream and this worker's connections to it.
 pub(crate) struct Endpoint {
@@ -35,7 +34,7 @@ pub(crate) struct Endpoint {
 }
 
 struct H1 {
-    sender: http1::SendRequest<RequestBody>,
+    connection: http1::Connection,
     life: Life,
     idle_since: Instant,
 }
@@ -54,9 +53,10 @@ pub(crate) struct Lease {
 }
 
 enum Held {
-    H1(H1),
-    /// And what still uploads when the response has come.
-    H2(Rc<H2>, Option<http2::Upload>),
+    /// A connection, and what still uploads when the response has come.
+    H1(H1, Option<Upload>),
+    /// The same.
+    H2(Rc<H2>, Option<Upload>),
     /// Given back, or torn from a lease that ends.
     Nothing,
 }
@@ -68,13 +68,11 @@ pub(crate) struct Sent {
 }
 
 enum Answer {
-    /// Boxed, because hyper's type for it has no name.
-    H1(Pin<Box<dyn Future<Output = Http1Answer>>>),
+    H1(http1::Reply),
     H2(http2::Reply),
-    Unsent(http2::Unsent),
+    /// Itself, unless it was lost on the way.
+    Unsent(Option<Box<Request<RequestBody>>>),
 }
-
-type Http1Answer = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
 
 /// No response: with the request itself where it provably never left.
 pub(crate) struct Unanswered(pub(crate) Option<Box<Request<RequestBody>>>);
@@ -122,11 +120,10 @@ impl Endpoint {
         let mut idle = self.idle_h1.borrow_mut();
         for at in (0..idle.len()).rev() {
             let conn = &idle[at];
-            if conn.sender.is_closed() || !conn.life.usable(generation, now) {
-                idle.remove(at);
-            } else if conn.sender.is_ready() {
-                // One whose request body is still on its way out is not.
-                return Some(Lease::new(self.clone(), Held::H1(idle.remove(at))));
+            let usable = !conn.connection.stirs() && conn.life.usable(generation, now);
+            let conn = idle.remove(at);
+            if usable {
+                return Some(Lease::new(self.clone(), Held::H1(conn, None)));
             }
         }
         None
@@ -146,7 +143,7 @@ impl Endpoint {
         self.failures.set(0);
         self.rest_until.set(None);
         let held = match sender {
-            Sender::H1(sender) => Held::H1(H1 { sender, life, idle_since: now }),
+            Sender::H1(connection) => Held::H1(H1 { connection, life, idle_since: now }, None),
             Sender::H2(connection) => {
                 let conn =
                     Rc::new(H2 { connection, life, in_flight: Cell::new(0), last_used: Cell::new(now) });
@@ -169,7 +166,7 @@ impl Endpoint {
         let old = |since: Instant| now.duration_since(since) >= idle;
         self.idle_h1
             .borrow_mut()
-            .retain(|c| !c.sender.is_closed() && c.life.usable(generation, now) && !old(c.idle_since));
+            .retain(|c| !c.connection.stirs() && c.life.usable(generation, now) && !old(c.idle_since));
         self.h2.borrow_mut().retain(|c| {
             let closing = c.connection.is_closed() || !c.life.usable(generation, now);
             !(closing || c.in_flight.get() == 0 && old(c.last_used.get()))
@@ -181,8 +178,12 @@ impl Sent {
     /// The lease, once the response is there.
     pub(crate) fn answered(self) -> Lease {
         let Self { mut lease, answer } = self;
-        if let (Held::H2(_, upload), Answer::H2(reply)) = (&mut lease.held, answer) {
-            *upload = reply.into_upload();
+        if let Held::H1(_, upload) | Held::H2(_, upload) = &mut lease.held {
+            *upload = match answer {
+                Answer::H1(reply) => reply.into_upload(),
+                Answer::H2(reply) => reply.into_upload(),
+                Answer::Unsent(_) => None,
+            };
         }
         lease
     }
@@ -193,12 +194,15 @@ impl Future for Sent {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Ready(match &mut self.answer {
-            Answer::H1(answer) => match ready!(answer.as_mut().poll(cx)) {
-                Ok(response) => Ok(response.map(Inflow::Http1)),
-                Err(mut error) => Err(Unanswered(error.take_message().map(Box::new))),
+            Answer::H1(answer) => match ready!(Pin::new(answer).poll(cx)) {
+                Ok(response) => Ok(response.map(Inflow::Upstream)),
+                Err(error) => {
+                    tracing::debug!(%error, "no response");
+                    Err(Unanswered(None))
+                }
             },
             Answer::H2(answer) => ready!(Pin::new(answer).poll(cx)).map_err(|_| Unanswered(None)),
-            Answer::Unsent(http2::Unsent(request)) => Err(Unanswered(request.take())),
+            Answer::Unsent(request) => Err(Unanswered(request.take())),
         })
     }
 }
@@ -215,17 +219,31 @@ impl Lease {
     /// Hands `request` to the connection.
     pub(crate) fn send(mut self, request: Request<RequestBody>) -> Sent {
         let answer: Answer = match &mut self.held {
-            Held::H1(conn) => Answer::H1(Box::pin(conn.sender.try_send_request(request))),
-            Held::H2(conn, _) => conn.connection.send(request).map_or_else(Answer::Unsent, Answer::H2),
+            Held::H1(conn, _) => conn
+                .connection
+                .send(request)
+                .map_or_else(|http1::Unsent(request)| Answer::Unsent(Some(request)), Answer::H1),
+            Held::H2(conn, _) => conn
+                .connection
+                .send(request)
+                .map_or_else(|http2::Unsent(request)| Answer::Unsent(request), Answer::H2),
             Held::Nothing => unreachable!("only release() empties a lease, and it consumes it"),
         };
         Sent { lease: self, answer }
     }
 
+    /// The stream under a connection that has stopped being HTTP's.
+    pub(crate) fn take_stream(&mut self) -> Option<http1::Rewound> {
+        match std::mem::replace(&mut self.held, Held::Nothing) {
+            Held::H1(conn, _) => conn.connection.into_stream(),
+            Held::H2(..) | Held::Nothing => None,
+        }
+    }
+
     /// When the peer's certificate runs out.
     pub(crate) fn ends_at(&self) -> Option<Instant> {
         match &self.held {
-            Held::H1(conn) => conn.life.ends_at(),
+            Held::H1(conn, _) => conn.life.ends_at(),
             Held::H2(conn, _) => conn.life.ends_at(),
             Held::Nothing => None,
         }
@@ -233,21 +251,16 @@ impl Lease {
 
     /// The response was read to its end: an HTTP/1.1 connection may carry the next request.
     pub(crate) fn release(mut self) {
-        match &mut self.held {
-            Held::H1(_) => {
-                if let Held::H1(mut conn) = std::mem::replace(&mut self.held, Held::Nothing)
-                    && !conn.sender.is_closed()
-                {
-                    conn.idle_since = self.endpoint.clock.latest();
-                    self.endpoint.idle_h1.borrow_mut().push(conn);
-                }
-            }
-            Held::H2(_, upload) => {
-                if let Some(upload) = upload.take() {
-                    upload.detach();
-                }
-            }
-            Held::Nothing => {}
+        if let Held::H1(_, upload) | Held::H2(_, upload) = &mut self.held
+            && let Some(upload) = upload.take()
+        {
+            upload.detach();
+        }
+        if matches!(&self.held, Held::H1(conn, _) if conn.connection.is_free())
+            && let Held::H1(mut conn, _) = std::mem::replace(&mut self.held, Held::Nothing)
+        {
+            conn.idle_since = self.endpoint.clock.latest();
+            self.endpoint.idle_h1.borrow_mut().push(conn);
         }
     }
 }

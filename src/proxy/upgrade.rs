@@ -21,6 +21,7 @@ use super::context::ConnContext;
 use super::endpoint::Lease;
 use super::exchange::Exchange;
 use super::headers;
+use super::http1::Rewound;
 use super::outcome::{ACCESS_REVOKED, Failure, PEER_EXPIRED};
 
 /// A client's wish to switch protocols, with its half of the connection to come.
@@ -76,23 +77,25 @@ impl Switch {
     /// The upstream switched to something the client did not ask for.
     pub(crate) fn complete(
         self,
-        mut response: Response<Inflow>,
+        response: Response<Inflow>,
         exchange: Rc<Exchange>,
-        lease: Lease,
+        mut lease: Lease,
     ) -> Result<Response<ReplyBody>, Failure> {
         let agreed = response.headers().get(header::UPGRADE).cloned();
         let asked_for = |p: &HeaderValue| headers::has_token(&self.protocol, p.as_bytes());
         let Some(agreed) = agreed.filter(asked_for) else { return Err(Failure::RESET) };
 
+        let ends_at = lease.ends_at();
+        let upstream = lease.take_stream().ok_or(Failure::RESET)?;
+
         exchange.status(StatusCode::SWITCHING_PROTOCOLS.as_u16());
         exchange.switched();
-        let upstream = hyper::upgrade::on(&mut response);
         let Self { client, standing, .. } = self;
         drop(tokio::task::spawn_local(async move {
-            if let (Ok(client), Ok(upstream)) = tokio::join!(client, upstream) {
-                carry(client, upstream, &exchange, &standing, lease.ends_at()).await;
+            if let Ok(client) = client.await {
+                carry(client, upstream, &exchange, &standing, ends_at).await;
             }
-            drop(lease); // the connection is no longer HTTP's, so it is not released for reuse
+            drop(lease); // it counts as a request on its way until now
         }));
 
         let (mut parts, _) = response.into_parts();
@@ -106,13 +109,13 @@ impl Switch {
 /// Copies until both directions have ended, or what the stream stands on does.
 async fn carry(
     client: Upgraded,
-    upstream: Upgraded,
+    upstream: Rewound,
     exchange: &Exchange,
     standing: &Standing,
     upstream_ends_at: Option<Instant>,
 ) {
     let mut client = Counted { stream: TokioIo::new(client), count: |n| exchange.add_request_bytes(n) };
-    let mut upstream = Counted { stream: TokioIo::new(upstream), count: |n| exchange.add_response_bytes(n) };
+    let mut upstream = Counted { stream: upstream, count: |n| exchange.add_response_bytes(n) };
     let copied =
         tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, COPY_BUFFER, COPY_BUFFER);
     let client_ends_at = standing.conn.peer.as_ref().map(|peer| peer.life.1);

@@ -10,11 +10,11 @@ use h2::client::{Builder, ResponseFuture, SendRequest};
 use h2::{Reason, SendStream};
 use http::{HeaderMap, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::task::JoinHandle;
 
 use super::{CONNECTION_WINDOW, STREAM_WINDOW, ping, pump};
 use crate::proxy::body::{Inflow, RequestBody};
 use crate::proxy::headers::TRACEPARENT;
+use crate::proxy::upload::Upload;
 use crate::proxy::upstream::UpstreamSettings;
 
 /// The sending end of a connection. Clones share it; when the last is gone and no stream is left, the connection closes.
@@ -34,9 +34,6 @@ pub(crate) struct Reply {
     response: ResponseFuture,
     upload: Option<Upload>,
 }
-
-/// The sending of a request's body, which may outlive the coming of the response. Dropping it ends it, and with it the stream.
-pub(crate) struct Upload(Option<JoinHandle<()>>);
 
 /// Speaks HTTP/2 over `io`. The returned future drives the connection and must be run.
 ///
@@ -104,7 +101,7 @@ impl Connection {
         let whole = http_body::Body::is_end_stream(&body);
         let (response, stream) =
             sender.send_request(Request::from_parts(parts, ()), whole).map_err(|_| Unsent(None))?;
-        let upload = (!whole).then(|| Upload::begin(body, stream)).flatten();
+        let upload = (!whole).then(|| Upload::begin(Box::pin(send_body(body, stream)))).flatten();
         Ok(Reply { response, upload })
     }
 }
@@ -132,29 +129,10 @@ impl Future for Reply {
     }
 }
 
-impl Upload {
-    /// Sends what there is at once; what is still to come is sent by a task of its own.
-    fn begin(body: RequestBody, mut stream: SendStream<Bytes>) -> Option<Self> {
-        let mut sending = Box::pin(async move {
-            // The client that breaks off its body has cancelled; the response's side learns of the reset.
-            drop(pump::send(pin!(body), &mut stream, Reason::CANCEL).await);
-        });
-        let done = sending.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
-        (!done).then(|| Self(Some(tokio::task::spawn_local(sending))))
-    }
-
-    /// Lets the sending go on by itself: the response has been read to its end.
-    pub(crate) fn detach(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        if let Some(task) = &self.0 {
-            task.abort();
-        }
-    }
+/// Sends a body to its end, or resets its stream.
+async fn send_body(body: RequestBody, mut stream: SendStream<Bytes>) {
+    // The client that breaks off its body has cancelled; the response's side learns of the reset.
+    drop(pump::send(pin!(body), &mut stream, Reason::CANCEL).await);
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ mod ping;
 mod pump;
 mod server;
 
-pub(crate) use client::{Connection, Reply, Unsent, Upload, connect};
+pub(crate) use client::{Connection, Reply, Unsent, connect};
 pub(crate) use server::accept;
 
 /// Windows: a stream's, and the connection's at four times that, so that an app that reads one stream before another

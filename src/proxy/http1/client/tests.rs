@@ -1,0 +1,1 @@
+//! Connections against an upstream that is played by the test.

@@ -1,0 +1,121 @@
+//! A request's body on its way to an upstream, no faster than that reads.
+
+use std::fmt::Write;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::Poll;
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::HeaderMap;
+use http::header::HeaderName;
+use http_body::Body;
+
+use super::chunks::may_trail;
+use super::client::Wire;
+use super::head::Length;
+use crate::proxy::body::RequestBody;
+
+/// Pieces up to this size are put together; a larger one is written from where it is.
+const SMALL: usize = 8 * 1024;
+/// What is put together is written at this size.
+const ENOUGH: usize = 16 * 1024;
+
+/// What goes out: the bytes that wait to be written, how the body is framed, and what may stand behind it.
+pub(super) struct Outgoing {
+    pub(super) out: BytesMut,
+    pub(super) length: Length,
+    pub(super) trailers: Vec<HeaderName>,
+}
+
+enum Failed {
+    /// The upstream takes no more. It may have answered all the same.
+    Upstream,
+    /// The body is not whole.
+    Body,
+}
+
+impl From<io::Error> for Failed {
+    fn from(_: io::Error) -> Self {
+        Self::Upstream // the reader of the answer tells what there is to tell
+    }
+}
+
+impl Outgoing {
+    /// Sends the head that waits, and `body` to its end. A body that breaks off ends the connection with it: the upstream must
+    /// not take the half for the whole.
+    pub(super) async fn send(mut self, wire: Rc<Wire>, body: RequestBody) {
+        match self.all(&wire, pin!(body)).await {
+            Ok(()) => wire.sent(),
+            Err(Failed::Upstream) => {}
+            Err(Failed::Body) => wire.cut(),
+        }
+    }
+
+    async fn all(&mut self, wire: &Wire, mut body: Pin<&mut RequestBody>) -> Result<(), Failed> {
+        while !body.is_end_stream() {
+            let frame = match poll_fn(|cx| Poll::Ready(body.as_mut().poll_frame(cx))).await {
+                Poll::Ready(frame) => frame,
+                Poll::Pending => {
+                    self.write(wire, Bytes::new()).await?;
+                    poll_fn(|cx| body.as_mut().poll_frame(cx)).await
+                }
+            };
+            let Some(frame) = frame else { break };
+            match frame.map_err(|_| Failed::Body)?.into_data() {
+                Ok(data) => self.data(wire, data).await?,
+                Err(frame) => {
+                    let trailers = frame.into_trailers().unwrap_or_default();
+                    return self.end(wire, &trailers).await;
+                }
+            }
+        }
+        self.end(wire, &HeaderMap::new()).await
+    }
+
+    async fn data(&mut self, wire: &Wire, data: Bytes) -> Result<(), Failed> {
+        match &mut self.length {
+            _ if data.is_empty() => return Ok(()), // in chunks it would be the end
+            Length::Chunked => drop(write!(self.out, "{:x}\r\n", data.len())), // into memory: it cannot fail
+            Length::Exactly(left) => *left = left.checked_sub(data.len() as u64).ok_or(Failed::Body)?,
+            Length::UntilClose => {}
+        }
+        if data.len() > SMALL {
+            self.write(wire, data).await?;
+        } else {
+            self.out.extend_from_slice(&data);
+        }
+        if self.length == Length::Chunked {
+            self.out.extend_from_slice(b"\r\n");
+        }
+        if self.out.len() >= ENOUGH {
+            self.write(wire, Bytes::new()).await?;
+        }
+        Ok(())
+    }
+
+    async fn end(&mut self, wire: &Wire, trailers: &HeaderMap) -> Result<(), Failed> {
+        match self.length {
+            Length::Exactly(1..) => return Err(Failed::Body),
+            Length::Exactly(0) | Length::UntilClose => {}
+            Length::Chunked => {
+                self.out.extend_from_slice(b"0\r\n");
+                let sent = |name: &HeaderName| self.trailers.contains(name) && may_trail(name);
+                for (name, value) in trailers.iter().filter(|(name, _)| sent(name)) {
+                    for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                        self.out.extend_from_slice(part);
+                    }
+                }
+                self.out.extend_from_slice(b"\r\n");
+            }
+        }
+        self.write(wire, Bytes::new()).await
+    }
+
+    /// Writes what waits, and `data` behind it.
+    async fn write(&mut self, wire: &Wire, mut data: Bytes) -> Result<(), Failed> {
+        let mut all = (&mut self.out).chain(&mut data);
+        poll_fn(|cx| wire.poll_write(cx, &mut all)).await.map_err(Failed::from)
+    }
+}
