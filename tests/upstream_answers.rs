@@ -122,14 +122,18 @@ async fn interim_answers_stay_on_their_hop() {
 #[tokio::test]
 async fn a_length_beside_chunks_does_not_travel_on() {
     for leg in LEGS {
-        let chunks = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+        let chunks =
+            "HTTP/1.1 200 OK\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
         let app = App::answering(chunks).await;
         let mesh = mesh(app.addr, leg).await;
         let mut wire = Wire::connect(mesh.outbound()).await;
         for _ in 0..2 {
             wire.send(HEAD).await;
             let reply = wire.response("GET").await;
-            assert_eq!((reply.framing, reply.text(), reply.header("content-length")), (Framing::Chunked, "ok", None));
+            assert_eq!(
+                (reply.framing, reply.text(), reply.header("content-length")),
+                (Framing::Chunked, "ok", None)
+            );
         }
         assert_eq!(app.connections(), 2, "{leg}: a connection that was doubtful is not used again");
     }

@@ -12,9 +12,6 @@ use super::chunks::{Chunks, Piece};
 use super::client::Wire;
 use super::head::Length;
 
-/// Room that is made for a body that is longer than what came with its head.
-const BODY_ROOM: usize = 64 * 1024;
-
 /// The body of a response. It holds the connection until its last byte was read, and says then whether that may carry more.
 pub(crate) struct Incoming {
     wire: Option<Rc<Wire>>,
@@ -63,7 +60,7 @@ impl Incoming {
                 }
                 Err(error) => return Poll::Ready(Some(Err(error))),
             }
-            match ready!(wire.poll_more(cx, self.room())) {
+            match ready!(wire.poll_more(cx)) {
                 Ok(0) if matches!(self.left, Left::UntilClose) => return Poll::Ready(None),
                 Ok(0) => return Poll::Ready(Some(Err(Error::Cut))),
                 Ok(_) => {}
@@ -89,13 +86,6 @@ impl Incoming {
                 }
                 Ok(Some(Piece::Data(data)))
             }
-        }
-    }
-
-    fn room(&self) -> usize {
-        match self.left {
-            Left::Bytes(left) => usize::try_from(left).map_or(BODY_ROOM, |left| left.min(BODY_ROOM)),
-            Left::Chunks(_) | Left::UntilClose => BODY_ROOM,
         }
     }
 

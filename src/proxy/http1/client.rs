@@ -20,10 +20,10 @@ use super::send::Outgoing;
 use crate::proxy::body::RequestBody;
 use crate::proxy::upload::Upload;
 
-/// Room for the head of a response, which mostly brings its body along.
-const HEAD_ROOM: usize = 8 * 1024;
-/// Room for which no other is made.
-const ENOUGH_ROOM: usize = 4 * 1024;
+/// Room for a read: at first, and at most. It grows with reads that fill it, so that large answers take few system calls, and
+/// shrinks again when most of it stays empty.
+const ROOM_FIRST: usize = 8 * 1024;
+const ROOM_MOST: usize = 256 * 1024;
 
 /// A connection that carries one request at a time.
 pub(crate) struct Connection(Rc<Wire>);
@@ -35,6 +35,7 @@ pub(super) struct Wire {
     pub(super) input: RefCell<BytesMut>,
     /// The largest head of a response.
     head_bytes: usize,
+    room: Cell<usize>,
     /// When the peer's certificate runs out.
     end: RefCell<Option<Pin<Box<Sleep>>>>,
     /// Whether the request is out to its last byte.
@@ -61,6 +62,7 @@ impl Connection {
             io: RefCell::new(io),
             input: RefCell::default(),
             head_bytes,
+            room: Cell::new(ROOM_FIRST),
             end: RefCell::new(end),
             sent: Cell::new(true),
             free: Cell::new(true),
@@ -158,7 +160,7 @@ impl Future for Reply {
             if let Some(response) = self.parse()? {
                 return Poll::Ready(Ok(response));
             }
-            if ready!(self.wire.poll_more(cx, HEAD_ROOM))? == 0 {
+            if ready!(self.wire.poll_more(cx))? == 0 {
                 return Poll::Ready(Err(Error::Cut));
             }
         }
@@ -166,21 +168,31 @@ impl Future for Reply {
 }
 
 impl Wire {
-    /// Reads more, `room` bytes or less; 0 at the end.
-    pub(super) fn poll_more(&self, cx: &mut Context<'_>, room: usize) -> Poll<Result<usize, Error>> {
+    /// Reads more; 0 at the end.
+    pub(super) fn poll_more(&self, cx: &mut Context<'_>) -> Poll<Result<usize, Error>> {
         if let Some(end) = &mut *self.end.borrow_mut()
             && end.as_mut().poll(cx).is_ready()
         {
             return Poll::Ready(Err(Error::Expired));
         }
         let mut input = self.input.borrow_mut();
-        // What is left of an earlier room does as long as it is worth a read.
-        if input.capacity() - input.len() < room.min(ENOUGH_ROOM) {
+        let room = self.room.get();
+        // What is left of an earlier room does, as long as it is worth a read.
+        if input.capacity() - input.len() < room / 2 {
             input.reserve(room);
         }
-        let mut io = self.io.borrow_mut();
-        let read = pin!(io.read_buf(&mut *input));
-        read.poll(cx).map_err(Error::from)
+        let had = input.capacity() - input.len();
+        let n = {
+            let mut io = self.io.borrow_mut();
+            let read = pin!(io.read_buf(&mut *input));
+            ready!(read.poll(cx))?
+        };
+        if n == had {
+            self.room.set((room * 2).min(ROOM_MOST));
+        } else if n < room / 8 {
+            self.room.set((room / 2).max(ROOM_FIRST));
+        }
+        Poll::Ready(Ok(n))
     }
 
     /// Writes all of `out`.
@@ -215,4 +227,3 @@ impl Wire {
         self.io.borrow().cut();
     }
 }
-
