@@ -5,7 +5,10 @@ of each request, chained, durability `write`, shipped to a collector.
 """
 
 import shutil
+import socket
 import subprocess
+import sys
+import time
 
 from peers import Peer
 
@@ -65,6 +68,11 @@ admin: {{bind: "127.0.0.1:0"}}
         log = open(self.dir / "collector.log", "wb")
         command = [self.binary, "collect", "--config", "collector/collector.yaml"]
         self.collector = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.dir)
+        # One that refused its configuration, as an older build's may, would make everything look cheaper than it is.
+        while not reachable(port):
+            if self.collector.poll() is not None:
+                sys.exit(f"{self.name}: its collector ended:\n{(self.dir / 'collector.log').read_text()}")
+            time.sleep(0.05)
 
     def prepare_ready(self):
         """An inbound sidecar on the two ports that are left, for time_to_ready: the same files, a spool of its own."""
@@ -104,6 +112,11 @@ admin: {{bind: "127.0.0.1:{admin}"}}
 workers: {self.workers}
 limits: {{head_timeout: 600s}}
 {rest}""")
+
+
+def reachable(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def policy(rules, identities):
