@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use audit_support::*;
 use phiward::audit::{
     AccessComplete, AccessDecision, Audit, ConnFacts, ConnFragment, Decision, Direction, Field, HttpFacts,
-    PseudonymKey, Query, ResponseFacts, SubjectFacts, ocsf, query, table_head, table_row,
+    PseudonymKey, Query, ResponseFacts, SubjectFacts, account, ocsf, query, table_head, table_row,
 };
 use phiward::identity::IdPattern;
 use serde_json::Value;
@@ -340,4 +340,74 @@ fn ocsf_events_have_what_their_class_requires() {
         (refused["src_endpoint"]["ip"].as_str(), refused["status_detail"].as_str()),
         (Some("10.0.0.1"), Some("unknown_ca"))
     );
+}
+
+/// If this fails, a review of access is made on wrong numbers.
+#[test]
+fn an_account_counts_each_request_identity_and_record_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let asked = trail(dir.path());
+    let all = account(dir.path(), None, None).unwrap();
+    let count = |fits: &dyn Fn(&&Asked) -> bool| asked.iter().filter(fits).count() as u64;
+    assert_eq!(all.outcomes["allow"], count(&|asked| asked.outcome == "allow"));
+    assert_eq!(all.outcomes["deny"], count(&|asked| asked.outcome == "deny"));
+    assert_eq!(all.access.iter().map(|access| access.requests).sum::<u64>(), 60);
+    assert_eq!(all.trail.without_end, count(&|asked| asked.outcome == "allow" && asked.status.is_none()));
+    assert_eq!((all.trail.opened, all.trail.closed, all.trail.gaps), (2, 2, 0));
+    for who in [WEB, LAB] {
+        let its: Vec<_> = asked.iter().filter(|asked| asked.who == who && asked.outcome == "allow").collect();
+        let patients: std::collections::BTreeSet<_> = its.iter().map(|asked| &asked.patient).collect();
+        let caller = &all.identities[who];
+        assert_eq!((caller.allowed, caller.records), (its.len() as u64, patients.len() as u64), "{who}");
+        assert_eq!(caller.refused, count(&|asked| asked.who == who && asked.outcome == "deny"));
+    }
+}
+
+/// If this fails, a report of a quarter counts what came before or after it, or calls an old caller new.
+#[test]
+fn an_account_of_a_time_holds_that_time_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let asked = trail(dir.path());
+    let (from, until) = ("2026-11-20T14:03:00.000000000Z", "2026-11-20T14:04:00.000000000Z");
+    let minute = account(dir.path(), Some(from), Some(until)).unwrap();
+    assert_eq!((minute.access.len(), minute.access[0].requests), (1, 1));
+    assert_eq!(minute.access[0].kind.identity, asked[3].who);
+    assert!(!minute.identities[asked[3].who].is_new, "it asked before");
+    let start = account(dir.path(), Some("2026-11-20T14:00:00.000000000Z"), Some(until)).unwrap();
+    assert!(start.identities.values().all(|caller| caller.is_new), "the trail has nothing from before");
+}
+
+/// If this fails, a report on a trail that was changed looks like any other, or a form of it cannot be read.
+#[test]
+fn a_report_says_in_each_form_whether_its_trail_is_intact() {
+    let dir = tempfile::tempdir().unwrap();
+    trail(dir.path());
+    let path = dir.path().to_str().unwrap();
+    let told = |format: &str| {
+        let output = phiward(&["report", path, "--format", format]);
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, text) = told("text");
+    assert_eq!(code, Some(0));
+    for part in ["every record is as it was written", "Access and refusals", "no_allow_rule", WEB] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(!text.contains("What does not verify"), "{text}");
+    let (_, json) = told("json");
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["intact"], &json["account"]["trail"]["opened"]), (&true.into(), &2.into()));
+    let (_, csv) = told("csv");
+    assert!(csv.starts_with("service,identity,outcome,") && csv.lines().count() > 2, "{csv}");
+    let (_, markdown) = told("markdown");
+    assert!(markdown.contains("## Identities\n\n| identity | allowed |"), "{markdown}");
+
+    let segment = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    let segment = segment.filter(|path| path.extension().is_some_and(|end| end == "ndjson")).min().unwrap();
+    let changed = std::fs::read_to_string(&segment).unwrap().replacen("read-patient", "read-nothing", 1);
+    std::fs::write(&segment, changed).unwrap();
+    let (code, text) = told("text");
+    assert_eq!(code, Some(1));
+    assert!(text.contains("NOT INTACT") && text.contains("flip"), "{text}");
+    let missing = phiward(&["report", "/nowhere"]);
+    assert_eq!(missing.status.code(), Some(2));
 }

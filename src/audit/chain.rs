@@ -141,6 +141,8 @@ pub(crate) struct Record<'l> {
     pub(crate) prev: &'l [u8],
     pub(crate) hash: &'l [u8],
     pub(crate) kind: &'l str,
+    /// The member `instance` as it stands; empty when there is none.
+    pub(crate) instance: &'l str,
     line: &'l [u8],
 }
 
@@ -177,7 +179,7 @@ impl<'l> Record<'l> {
         if id_is_right.map(str::as_bytes) != Some(&at[..digits]) {
             return Err("the id is not the epoch and the sequence number");
         }
-        Ok(Self { epoch, seq, prev, hash, kind: top.kind, line })
+        Ok(Self { epoch, seq, prev, hash, kind: top.kind, instance: top.instance, line })
     }
 
     /// The event as it was before it had a place in the chain: what stands before `id` and what stands after it.

@@ -10,13 +10,15 @@ use super::json::MAX_INTEGER;
 
 const MAX_DEPTH: u32 = 8;
 
-/// The top-level members that every event has, unescaped as they stand.
+/// The top-level members that every event has, as they stand.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct TopLevel<'l> {
     pub(crate) id: &'l str,
     pub(crate) schema: &'l str,
     pub(crate) time: &'l str,
     pub(crate) kind: &'l str,
+    /// The whole member, if there is one.
+    pub(crate) instance: &'l str,
 }
 
 /// Checks one line (without its line end).
@@ -201,10 +203,11 @@ impl<'l> Scan<'l> {
     }
 
     fn note(&mut self, key: &str, from: usize) {
-        let value = &self.text[from..self.at];
-        let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or("");
+        let whole = &self.text[from..self.at];
+        let value = whole.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or("");
         match key {
             "id" => self.top.id = value,
+            "instance" => self.top.instance = whole,
             "schema" => self.top.schema = value,
             "time" => self.top.time = value,
             "type" => self.top.kind = value,
@@ -242,6 +245,15 @@ fn compare_keys(a: &str, b: &str) -> Option<Ordering> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// If this fails, a workload can write another one's trail by hiding a second `instance` in its records.
+    #[test]
+    fn only_the_events_own_instance_says_who_wrote_it() {
+        let line = r#"{"conn":{"instance":{"spiffe_id":"a"}},"id":"i","instance":{"spiffe_id":"b"},"schema":"s","time":"t","type":"k"}"#;
+        assert_eq!(canonical(line.as_bytes()).unwrap().instance, r#"{"spiffe_id":"b"}"#);
+        let twice = line.replace(r#""schema""#, r#""instance":{"spiffe_id":"c"},"schema""#);
+        assert!(canonical(twice.as_bytes()).is_err());
+    }
 
     /// If this fails, a record can be rewritten in another spelling, or two verifiers disagree on it.
     #[test]

@@ -14,6 +14,7 @@
 //! A request is forwarded only after its decision reached the durability that was configured; see [`Recorder`]. The spool is
 //! a folder of NDJSON segments, so `cat`, `grep` and `jq` work on it at 3 a.m.
 
+mod account;
 mod batch;
 mod binding;
 mod chain;
@@ -66,6 +67,7 @@ use std::sync::mpsc::{self, Sender};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+pub use account::{Access, AccessKind, Account, Caller, PolicyChange, TrailFacts, account};
 pub use event::{
     AccessComplete, AccessDecision, ConnFacts, ConnFragment, ConnRejected, ControlEvent, Decision, Direction,
     HttpFacts, InstanceFacts, PolicyFragment, ResponseFacts, ShadowFacts, SubjectFacts, TlsFacts,

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout)]
 
 mod query;
+mod report;
 mod verify;
 
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -13,6 +14,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 pub use query::{QueryArgs, QueryFormat};
+pub use report::{AccountFormat, ReportArgs};
 pub use verify::{ProveArgs, VerifyArgs};
 
 use super::table;
@@ -61,6 +63,10 @@ pub enum AuditCommand {
     ///
     /// Every condition must hold. A request is one row: its decision and how it ended. Exit code 1: nothing was found.
     Query(Box<QueryArgs>),
+    /// An account of a time: who reached what, what was refused, which policies were in force, what became of the trail
+    ///
+    /// The trail is verified too. Exit code 0: it is as it was written; 1: it is not; 2: it cannot be read.
+    Report(ReportArgs),
 }
 
 /// How a report is printed.
@@ -96,6 +102,7 @@ pub fn run(command: AuditCommand) -> ExitCode {
             finish(&dir, export(&dir, format, since, until))
         }
         AuditCommand::Query(args) => query::query(*args),
+        AuditCommand::Report(args) => report::report(&args),
     }
 }
 

@@ -225,7 +225,7 @@ impl Store {
             None => self.tip(&epoch)?,
         };
         let named = Some(record.epoch);
-        let writer = writer_of(line);
+        let writer = writer_of(record.instance);
         if !sender.may_bring(&writer) {
             plan.keep(Kind::Foreign, "its instance.spiffe_id is not its sender", named, line);
             return Ok(());
@@ -418,7 +418,7 @@ impl StoreError {
 fn first_writer(path: &Path) -> io::Result<Option<String>> {
     let mut line = Vec::new();
     BufReader::new(File::open(path)?).take(MAX_LINE as u64).read_until(b'\n', &mut line)?;
-    Ok(Record::parse(line.trim_ascii_end()).ok().map(|_| writer_of(&line).into_owned()))
+    Ok(Record::parse(line.trim_ascii_end()).ok().map(|record| writer_of(record.instance).into_owned()))
 }
 
 fn hashes_in(path: &Path) -> io::Result<BTreeMap<u64, Vec<u8>>> {

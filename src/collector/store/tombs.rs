@@ -108,7 +108,7 @@ impl Store {
             first_seq: first.seq,
             last_seq: last.record.seq,
             last_hash: last.record.hash,
-            spiffe_id: writer_of(line.trim_ascii_end()).into_owned(),
+            spiffe_id: writer_of(first.instance).into_owned(),
             removed: jiff::Timestamp::try_from(now).map(|now| format!("{now:.0}")).unwrap_or_default(),
             why: candidate.why.to_owned(),
             prev: self.removed.next_prev.clone(),
