@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 
 use crate::audit::{SinkStatus, StatusReader};
+use crate::identity::Svid;
 use crate::logging::LogLevel;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
@@ -59,10 +60,11 @@ impl Health {
 
     /// Why the sidecar is not ready; empty when it is.
     fn reasons(&self) -> Vec<&'static str> {
-        let expired = self.tls.borrow().material().svid.not_after() <= unix_now();
+        let left = Left::of(&self.tls.borrow().material().svid, unix_now());
         let conditions = [
             (self.draining.load(Ordering::Relaxed), "draining"),
-            (expired, "the SVID has expired"),
+            (left == Left::Nothing, "the SVID has expired"),
+            (left == Left::Little, "the SVID is about to expire and no new one has come"),
             (!self.audit.status().healthy, "the audit trail takes no events"),
         ];
         conditions.into_iter().filter_map(|(bad, why)| bad.then_some(why)).collect()
@@ -98,6 +100,28 @@ impl Health {
             detail["policy"] = policy_detail(&policy.borrow());
         }
         detail
+    }
+}
+
+/// What is left of an SVID's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Enough,
+    /// Rotation is overdue (issuers renew at half of it). Callers are sent elsewhere before handshakes begin to fail.
+    Little,
+    Nothing,
+}
+
+impl Left {
+    /// A tenth of a life is little, a minute at most.
+    fn of(svid: &Svid, now: i64) -> Self {
+        let left = svid.not_after() - now;
+        let life = svid.not_after() - svid.not_before();
+        match left {
+            ..0 => Self::Nothing,
+            _ if left < (life / 10).min(60) => Self::Little,
+            _ => Self::Enough,
+        }
     }
 }
 

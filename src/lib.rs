@@ -8,7 +8,8 @@
 //!
 //! The rooms, from the inside out. Each module's first lines say what it owns and what it refuses to know.
 //!
-//! - [`identity`]: SPIFFE IDs, SVIDs, bundles. Pure, but for the files it reads. [`tls`]: rustls settings from them.
+//! - [`identity`]: SPIFFE IDs, SVIDs, bundles. Pure, but for the files it reads. [`spire`]: the same from a SPIRE
+//!   agent. [`tls`]: rustls settings from them.
 //! - [`policy`]: the RBAC file, compiled and decided. Pure: no I/O, no clock, no HTTP types. [`yaml`]: files with places.
 //! - [`audit`]: typed events, the hash chain, the spool on disk, delivery. [`collector`]: the other end of delivery.
 //! - `proxy`: the data path. `proxy/forward.rs` shows a request from top to bottom.
@@ -38,5 +39,6 @@ mod proxy;
 pub mod reload;
 mod resolve;
 pub mod runtime;
+pub mod spire;
 pub mod tls;
 pub mod yaml;

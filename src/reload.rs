@@ -5,6 +5,8 @@
 //! reads in a row found the same bytes: half a policy can be valid YAML with its deny rules missing. A version with errors
 //! is refused, recorded and shown; the last good one stays in force.
 
+mod identity;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,10 +16,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::audit::{ControlEvent, ControlRecorder};
-use crate::identity::{FileContents, FilePaths, TrustDomain};
 use crate::metrics::Metrics;
 use crate::policy::{self, Finding, Policy, Severity, UnixSeconds};
-use crate::tls::TlsSettings;
+
+pub(crate) use identity::{AgentIdentity, IdentityFiles};
 
 /// How often the files are read.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -44,14 +46,8 @@ impl ReloadStatus {
     }
 }
 
-/// The files of one sidecar, watched.
-pub(crate) struct Watcher {
-    pub(crate) policy: Option<PolicyFile>,
-    pub(crate) identity: IdentityFiles,
-    pub(crate) outcome: Outcome,
-}
-
 /// Where the results of reloads go.
+#[derive(Clone)]
 pub(crate) struct Outcome {
     pub(crate) audit: ControlRecorder,
     pub(crate) metrics: Metrics,
@@ -65,16 +61,6 @@ pub(crate) struct PolicyFile {
     seen: Seen<Vec<u8>>,
     /// When the trail was last told that the policy is in shadow mode.
     reminded: Option<Instant>,
-}
-
-/// The SVID's files and who waits for their versions.
-pub(crate) struct IdentityFiles {
-    paths: FilePaths,
-    trust_domain: TrustDomain,
-    published: watch::Sender<Arc<TlsSettings>>,
-    seen: Seen<[u8; 32]>,
-    in_force: [u8; 32],
-    expiry_told: bool,
 }
 
 /// Which content was judged last, and which one was only read once so far.
@@ -102,26 +88,11 @@ impl<T: PartialEq> Seen<T> {
         self.judged = content;
         true
     }
-}
 
-impl Watcher {
-    /// Reads the files again and again, until the task is dropped.
-    pub(crate) async fn run(mut self) {
-        let mut tick = tokio::time::interval(INTERVAL);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tick.tick().await;
-            self.look();
-        }
-    }
-
-    /// One look at every file.
-    fn look(&mut self) {
-        if let Some(policy) = &mut self.policy {
-            policy.look(&self.outcome);
-            policy.remind(&self.outcome.audit);
-        }
-        self.identity.look(&self.outcome);
+    /// Lets `content`, which was judged, be judged again at the next look; `judged` is what counted before.
+    fn judge_again(&mut self, judged: T, content: T) {
+        self.judged = judged;
+        self.candidate = Some(content);
     }
 }
 
@@ -129,6 +100,17 @@ impl PolicyFile {
     /// The file whose `content` is in force.
     pub(crate) fn new(path: PathBuf, content: Vec<u8>, published: watch::Sender<Arc<Policy>>) -> Self {
         Self { path, published, seen: Seen::new(content), reminded: None }
+    }
+
+    /// Reads the file again and again, until the task is dropped.
+    pub(crate) async fn run(mut self, outcome: Outcome) {
+        let mut tick = tokio::time::interval(INTERVAL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            self.look(&outcome);
+            self.remind(&outcome.audit);
+        }
     }
 
     fn look(&mut self, outcome: &Outcome) {
@@ -200,101 +182,6 @@ impl Seen<Vec<u8>> {
     /// Whether the judged content is the policy in force: then an earlier complaint about the file is over.
     fn judged_is(&self, published: &watch::Sender<Arc<Policy>>) -> bool {
         published.borrow().sha256_hex() == sha256_hex(&self.judged)
-    }
-}
-
-impl IdentityFiles {
-    /// The files whose content has `digest` and is in force.
-    pub(crate) fn new(
-        paths: FilePaths,
-        trust_domain: TrustDomain,
-        digest: [u8; 32],
-        published: watch::Sender<Arc<TlsSettings>>,
-    ) -> Self {
-        Self { paths, trust_domain, published, seen: Seen::new(digest), in_force: digest, expiry_told: false }
-    }
-
-    /// Reads the files again and again, for a process that has no trail of its own to record rotations in.
-    pub(crate) async fn keep_reloading(mut self) {
-        let mut tick = tokio::time::interval(INTERVAL);
-        loop {
-            tick.tick().await;
-            let contents = FileContents::read(&self.paths);
-            if let Ok(Some(Err((_, error)))) = contents.map(|contents| self.renew(&contents)) {
-                tracing::error!("identity refused, the last good one stays: {error}");
-            }
-        }
-    }
-
-    fn look(&mut self, outcome: &Outcome) {
-        self.tell_expiry(outcome);
-        let contents = match FileContents::read(&self.paths) {
-            Ok(contents) => contents,
-            // In the middle of being replaced, or gone: the SVID's expiry will tell.
-            Err(error) => return outcome.status.set("identity", Some(error.to_string())),
-        };
-        let (event, result, error) = match self.renew(&contents) {
-            None => {
-                if contents.digest() == self.in_force {
-                    outcome.status.set("identity", None);
-                }
-                return;
-            }
-            Some(Ok(settings)) => {
-                let svid = &settings.material().svid;
-                let rotated = ControlEvent::IdentityRotated {
-                    time_unix_ns: now_ns(),
-                    spiffe_id: svid.id().to_string(),
-                    cert_sha256: svid.leaf_sha256_hex().to_owned(),
-                    not_after_unix_s: svid.not_after().max(0) as u64,
-                };
-                (rotated, "loaded", None)
-            }
-            Some(Err((code, error))) => {
-                tracing::error!("identity refused, the last good one stays: {error}");
-                let reason = code.to_owned();
-                (ControlEvent::IdentityLost { time_unix_ns: now_ns(), reason }, "refused", Some(error))
-            }
-        };
-        outcome.audit.record(event);
-        outcome.metrics.reloaded("identity", result);
-        outcome.status.set("identity", error);
-    }
-
-    /// Records, once, that the SVID in force has run out and nothing came in its place.
-    fn tell_expiry(&mut self, outcome: &Outcome) {
-        let expired = self.published.borrow().material().svid.not_after() < (now_ns() / 1_000_000_000) as i64;
-        if expired && !self.expiry_told {
-            tracing::error!(
-                "the SVID has expired: no connection is accepted or made until there is a new one"
-            );
-            let reason = "expired".to_owned();
-            outcome.audit.record(ControlEvent::IdentityLost { time_unix_ns: now_ns(), reason });
-        }
-        self.expiry_told = expired;
-    }
-
-    /// Publishes what the files hold, if it is new and good; if it is not good, why, as a code and for people. `None`
-    /// while there is nothing new to judge.
-    fn renew(&mut self, contents: &FileContents) -> Option<Result<Arc<TlsSettings>, (&'static str, String)>> {
-        if !self.seen.settled(contents.digest()) {
-            return None;
-        }
-        let now = rustls_pki_types::UnixTime::now();
-        let settings = contents
-            .material(&self.trust_domain, now)
-            .map_err(|error| (error.code(), error.to_string()))
-            .and_then(|material| {
-                TlsSettings::new(Arc::new(material)).map_err(|error| ("tls_settings", error.to_string()))
-            });
-        Some(settings.map(|settings| {
-            self.in_force = contents.digest();
-            let settings = Arc::new(settings);
-            let svid = &settings.material().svid;
-            tracing::info!(spiffe_id = %svid.id(), not_after = svid.not_after(), "identity rotated");
-            self.published.send_replace(settings.clone());
-            settings
-        }))
     }
 }
 

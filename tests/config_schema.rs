@@ -104,6 +104,12 @@ fn the_schemas_have_the_keys_that_the_readers_know_and_no_others() {
         places.iter().map(|(what, pointer)| ((*what).to_owned(), keys(&sidecar, pointer))).collect();
     assert_eq!(found, want);
 
+    let spire = STRANGE.replace("files: {certificate: a, private_key: b, bundle: c, zzz: 1}, federation: [{trust_domain: e, bundle: f, zzz: 1}]", "source: spire, spire: {socket: \"unix:///a\", zzz: 1}");
+    std::fs::write(&path, spire).unwrap();
+    let found = keys_of_the_readers(&config::load_sidecar(&path).unwrap_err().to_string());
+    assert_eq!(found["spire"], keys(&sidecar, "/$defs/identity/properties/spire"));
+    assert_eq!(found["identity"], keys(&sidecar, "/$defs/identity"));
+
     std::fs::write(
         &path,
         "zzz: 1\nversion: 1\nstore: {dir: a, zzz: 1}\nadmin: {zzz: 1}\nretention: {zzz: 1}\n",

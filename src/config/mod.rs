@@ -12,9 +12,9 @@ mod sinks;
 use std::path::{Path, PathBuf};
 
 pub use model::{
-    AdminConfig, AppProtocol, AuditConfig, CollectorConfig, Endpoint, IdentityConfig, InboundConfig,
-    InboundListener, Limits, MeshProtocol, OutboundAudit, OutboundConfig, ProbesConfig, ServiceConfig,
-    SidecarConfig, SinkConfig, SinkTrust, Workload,
+    AdminConfig, AppProtocol, AuditConfig, CollectorConfig, Endpoint, IdentityConfig, IdentitySource,
+    InboundConfig, InboundListener, Limits, MeshProtocol, OutboundAudit, OutboundConfig, ProbesConfig,
+    ServiceConfig, SidecarConfig, SinkConfig, SinkTrust, Workload,
 };
 
 use crate::yaml;
@@ -157,7 +157,7 @@ audit: {spool: {dir: audit}, key_file: hmac.key}
     #[test]
     fn what_this_version_cannot_do_is_refused() {
         let spire = SMALL.replace("  files:", "  source: spire\n  files:");
-        assert!(problems(&spire).contains("spire"));
+        assert!(problems(&spire).contains("`files` cannot stand beside `source: spire`"));
         let tcp = SMALL.replace("app: \"127", "protocol: tcp, app: \"127");
         assert!(problems(&tcp).contains("tcp"));
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::identity::{SpiffeId, TrustDomain};
+use crate::identity::{FilePaths, SpiffeId, TrustDomain};
 
 /// Everything `phiward run` needs to know.
 #[derive(Debug, Clone)]
@@ -48,14 +48,17 @@ pub struct Workload {
 pub struct IdentityConfig {
     /// The trust domain of this workload.
     pub trust_domain: TrustDomain,
-    /// SVID chain, PEM.
-    pub certificate: PathBuf,
-    /// The SVID's private key, PEM.
-    pub private_key: PathBuf,
-    /// The CA certificates of the workload's own trust domain, PEM.
-    pub bundle: PathBuf,
-    /// Bundles of other trust domains.
-    pub federation: Vec<(TrustDomain, PathBuf)>,
+    /// Who gives it.
+    pub source: IdentitySource,
+}
+
+/// Who gives a workload its identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IdentitySource {
+    /// Files that somebody writes and renews.
+    Files(FilePaths),
+    /// A SPIRE agent, at this Unix socket. Bundles of other trust domains come from it too.
+    Spire(PathBuf),
 }
 
 /// The mTLS side, in front of the app.

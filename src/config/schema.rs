@@ -94,15 +94,25 @@ fn identity() -> Value {
         &["trust_domain", "bundle"],
         json!({"trust_domain": trust_domain, "bundle": path("Its CA certificates, PEM.")}),
     );
-    object(
-        &["trust_domain", "files"],
+    let spire = object(
+        &["socket"],
+        json!({"socket": {"type": "string", "pattern": "^unix:(//)?/", "description": "The agent's Workload API. Where `spire` is left out: $SPIFFE_ENDPOINT_SOCKET."}}),
+    );
+    let mut identity = object(
+        &["trust_domain"],
         json!({
             "trust_domain": trust_domain,
-            "source": {"const": "files"},
+            "source": {"enum": ["files", "spire"], "description": "`files` where it is left out."},
             "files": files,
+            "spire": spire,
             "federation": {"description": "Other trust domains, each verified by its own bundle alone.", "type": "array", "items": federation},
         }),
-    )
+    );
+    identity["anyOf"] = json!([
+        {"properties": {"source": {"const": "files"}}, "required": ["files"]},
+        {"properties": {"source": {"const": "spire"}}, "required": ["source"]},
+    ]);
+    identity
 }
 
 fn inbound() -> Value {

@@ -160,6 +160,20 @@ pub enum IdentityError {
         /// Where and what.
         error: PemError,
     },
+    /// What should be certificates in DER is not.
+    #[error("{}: gave something that is not a list of DER certificates", .from)]
+    Der {
+        /// Who gave it.
+        from: String,
+    },
+    /// There is no CA certificate of the own trust domain.
+    #[error("{}: gave no CA certificate of {trust_domain}", .from)]
+    NoBundle {
+        /// Who should have given it.
+        from: String,
+        /// Of which trust domain.
+        trust_domain: TrustDomain,
+    },
     /// No certificate in the file.
     #[error("{file}: holds no certificate: expected a PEM file with -----BEGIN CERTIFICATE-----")]
     NoCertificate {
@@ -257,6 +271,8 @@ impl IdentityError {
             Self::Read { .. } => "file_unreadable",
             Self::TooLarge { .. } => "file_too_large",
             Self::Pem { .. } => "pem_malformed",
+            Self::Der { .. } => "certificate_malformed",
+            Self::NoBundle { .. } => "bundle_missing",
             Self::NoCertificate { .. } => "certificate_missing",
             Self::NoPrivateKey { .. } => "private_key_missing",
             Self::SeveralPrivateKeys { .. } => "several_private_keys",

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
 
 use super::leaf::certificate_sha256_hex;
 use super::pem::{self, Content, Item};
@@ -64,11 +66,8 @@ pub fn material_from_pem(
     trust_domain: &TrustDomain,
     now: UnixTime,
 ) -> Result<Material, IdentityError> {
-    let file = || set.certificate.name.to_owned();
-    let invalid = |reason: SvidError| IdentityError::Svid { file: file(), reason };
-
     let chain = read_chain(set.certificate)?;
-    let (key_line, key) = read_key(set.private_key)?;
+    let (line, key) = read_key(set.private_key)?;
     let mut bundles = Bundles::default();
     let own = (trust_domain, set.bundle);
     for (name, pem) in std::iter::once(&own).chain(&set.federation) {
@@ -79,18 +78,82 @@ pub fn material_from_pem(
             });
         }
     }
-    // The chain is never empty: `read_chain` refuses that.
+    let names = Names { certificate: set.certificate.name, private_key: set.private_key.name, line };
+    assemble(&names, chain, &key, bundles, trust_domain, now)
+}
+
+/// Identity material as the SPIFFE Workload API gives it: DER, several certificates one after another.
+pub struct DerSet<'a> {
+    /// The SVID, leaf first, then the intermediates.
+    pub certificate: &'a [u8],
+    /// The leaf's private key: PKCS#8.
+    pub private_key: &'a [u8],
+    /// The CA certificates of the own trust domain.
+    pub bundle: &'a [u8],
+    /// Those of other trust domains. An empty one vouches for nobody any more.
+    pub federation: Vec<(TrustDomain, &'a [u8])>,
+}
+
+/// As [`material_from_pem`], of DER. Errors call it by `name`.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn material_from_der(
+    set: &DerSet<'_>,
+    name: &str,
+    trust_domain: &TrustDomain,
+    now: UnixTime,
+) -> Result<Material, IdentityError> {
+    let chain = split_der(set.certificate, name)?;
+    let key = PrivateKeyDer::Pkcs8(set.private_key.to_vec().into());
+    let mut bundles = Bundles::default();
+    let own = bundle_from_der(set.bundle, name)?;
+    if own.is_empty() {
+        return Err(IdentityError::NoBundle { from: name.to_owned(), trust_domain: trust_domain.clone() });
+    }
+    let federation = set.federation.iter().map(|(domain, der)| Ok((domain, bundle_from_der(der, name)?)));
+    let federation = federation.collect::<Result<Vec<_>, IdentityError>>()?;
+    for (domain, bundle) in std::iter::once((trust_domain, own)).chain(federation) {
+        if !bundles.insert(domain.clone(), bundle) {
+            return Err(IdentityError::DuplicateTrustDomain {
+                file: name.to_owned(),
+                trust_domain: domain.clone(),
+            });
+        }
+    }
+    let names = Names { certificate: name, private_key: name, line: 0 };
+    assemble(&names, chain, &key, bundles, trust_domain, now)
+}
+
+/// What errors call the parts by.
+struct Names<'a> {
+    certificate: &'a str,
+    private_key: &'a str,
+    /// Where the key stands in its file.
+    line: usize,
+}
+
+fn assemble(
+    names: &Names<'_>,
+    chain: Vec<CertificateDer<'static>>,
+    key: &PrivateKeyDer<'static>,
+    bundles: Bundles,
+    trust_domain: &TrustDomain,
+    now: UnixTime,
+) -> Result<Material, IdentityError> {
+    let file = || names.certificate.to_owned();
+    let invalid = |reason: SvidError| IdentityError::Svid { file: file(), reason };
     let (end_entity, intermediates) =
         chain.split_first().ok_or_else(|| IdentityError::NoCertificate { file: file() })?;
     let leaf = Leaf::parse(end_entity).map_err(invalid)?;
     let sha256_hex = certificate_sha256_hex(end_entity).into();
-    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).map_err(|_| {
-        IdentityError::KeyUnsupported { file: set.private_key.name.to_owned(), line: key_line }
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(key).map_err(|_| {
+        IdentityError::KeyUnsupported { file: names.private_key.to_owned(), line: names.line }
     })?;
     let certified = CertifiedKey::new(chain.clone(), key);
     certified.keys_match().map_err(|_| IdentityError::KeyMismatch {
         certificate: file(),
-        private_key: set.private_key.name.to_owned(),
+        private_key: names.private_key.to_owned(),
     })?;
     if leaf.id.trust_domain() != trust_domain.as_str() {
         return Err(IdentityError::WrongTrustDomain {
@@ -101,6 +164,28 @@ pub fn material_from_pem(
     }
     bundles.verify(&leaf, end_entity, intermediates, Usage::Both, now).map_err(invalid)?;
     Ok(Material { svid: Svid { leaf, sha256_hex, key: Arc::new(certified) }, bundles })
+}
+
+/// The certificates of a DER text that holds several, one after another.
+fn split_der(mut der: &[u8], name: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    let mut certificates = Vec::new();
+    while !der.is_empty() {
+        let malformed = |_| IdentityError::Der { from: name.to_owned() };
+        let (rest, _) = X509Certificate::from_der(der).map_err(malformed)?;
+        let (certificate, rest) = der.split_at(der.len() - rest.len());
+        certificates.push(CertificateDer::from(certificate.to_vec()));
+        der = rest;
+    }
+    Ok(certificates)
+}
+
+fn bundle_from_der(der: &[u8], name: &str) -> Result<Bundle, IdentityError> {
+    let mut bundle = Bundle::default();
+    for certificate in split_der(der, name)? {
+        let refused = |reason| IdentityError::Anchor { file: name.to_owned(), line: 0, reason };
+        bundle.add(&certificate).map_err(refused)?;
+    }
+    Ok(bundle)
 }
 
 impl Svid {
@@ -122,6 +207,13 @@ impl Svid {
     /// End of the leaf's validity, Unix seconds, inclusive.
     pub fn not_after(&self) -> i64 {
         self.leaf.not_after
+    }
+
+    /// The same, but past its end: who issued it has taken it back, so no handshake may use it.
+    pub fn withdrawn(&self) -> Self {
+        let mut leaf = self.leaf.clone();
+        leaf.not_after = 0;
+        Self { leaf, ..self.clone() }
     }
 
     /// The leaf's serial number, lower-case hexadecimal.

@@ -26,7 +26,7 @@ pub use error::{AnchorError, IdentityError, SvidError};
 pub use files::{FileContents, FilePaths, digest, load};
 pub use leaf::{Leaf, Usage, certificate_sha256_hex};
 pub(crate) use material::read_bundle;
-pub use material::{Material, PemFile, PemSet, Svid, material_from_pem};
+pub use material::{DerSet, Material, PemFile, PemSet, Svid, material_from_der, material_from_pem};
 pub use pattern::{IdPattern, IdPatternError};
 pub use pem::PemError;
 pub use spiffe_id::{MAX_SPIFFE_ID_BYTES, MAX_TRUST_DOMAIN_BYTES, SpiffeId, SpiffeIdError, TrustDomain};

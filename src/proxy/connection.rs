@@ -104,10 +104,12 @@ async fn serve_mesh(
         }),
         subject: Some(SubjectFacts { spiffe_id: peer.id.as_str(), cert_sha256: &peer.sha256_hex }),
     });
-    let by = worker.tls.borrow().material().svid.id().clone();
+    let own = worker.tls.borrow().material().svid.clone();
+    let by = own.id();
     let told = format!("By={by};Hash={};URI={}", peer.sha256_hex, peer.id);
     let told_to_app = HeaderValue::try_from(told).ok(); // SPIFFE IDs hold only visible ASCII
-    let life = retirement(peer.not_after);
+    // What was shown in this handshake, on either side, vouches for the connection until then and no longer.
+    let life = retirement(peer.not_after.min(own.not_after()));
     let peer = PeerId { id: peer.id, cert_sha256: peer.sha256_hex, life, told_to_app };
     let conn = ConnContext::new(worker, listener, Some(peer), fragment, None, h2, slot);
     // A task of its own: this one's memory, most of it the handshake's, is not kept for as long as the connection lives.

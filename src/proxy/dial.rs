@@ -34,7 +34,16 @@ pub(crate) struct MeshDialer {
     allowed: Arc<[SpiffeId]>,
     alpn: Alpn,
     settings: RefCell<watch::Receiver<Arc<TlsSettings>>>,
-    current: RefCell<(u64, Arc<rustls::ClientConfig>)>,
+    current: RefCell<Current>,
+}
+
+/// The settings in force.
+#[derive(Clone)]
+struct Current {
+    generation: u64,
+    client: Arc<rustls::ClientConfig>,
+    /// When our own SVID runs out, Unix seconds.
+    not_after: i64,
 }
 
 /// The sending end of a new connection.
@@ -55,7 +64,7 @@ pub(crate) struct Life {
 const RETIRE_MOST: Duration = Duration::from_secs(30);
 
 impl Life {
-    /// When the peer's certificate runs out, which ends what the connection carries.
+    /// When the first of both certificates runs out, which ends what the connection carries.
     pub(crate) fn ends_at(&self) -> Option<Instant> {
         self.ends_at
     }
@@ -83,12 +92,12 @@ impl Dialer {
         allowed: Arc<[SpiffeId]>,
         alpn: Alpn,
     ) -> Self {
-        let client = settings.borrow_and_update().client(allowed.clone(), alpn);
+        let current = Current::of(&settings.borrow_and_update(), &allowed, alpn, 1);
         Self::Mesh(MeshDialer {
             allowed,
             alpn,
             settings: RefCell::new(settings),
-            current: RefCell::new((1, client)),
+            current: RefCell::new(current),
         })
     }
 
@@ -96,7 +105,7 @@ impl Dialer {
     pub(crate) fn generation(&self) -> u64 {
         match self {
             Self::Plain => 0,
-            Self::Mesh(mesh) => mesh.current().0,
+            Self::Mesh(mesh) => mesh.renewed(|current| current.generation),
         }
     }
 
@@ -127,7 +136,7 @@ impl Dialer {
             };
             return Ok((sender, Life { generation: 0, retire_at: None, ends_at: None }));
         };
-        let (generation, client) = mesh.current();
+        let Current { generation, client, not_after } = mesh.renewed(Current::clone);
         let stream = TlsConnector::from(client)
             .connect(tls::dummy_server_name(), stream)
             .await
@@ -137,7 +146,7 @@ impl Dialer {
         if spoken != (settings.protocol == Protocol::H2) {
             return Err(Failure::TLS);
         }
-        let (retire_at, end) = retirement(peer.not_after);
+        let (retire_at, end) = retirement(peer.not_after.min(not_after));
         let sender = match settings.protocol {
             Protocol::H1 => http1(Io::Tls(Box::new(stream)), settings, Some(end)),
             Protocol::H2 => http2(stream, settings, Some(end)).await?,
@@ -147,14 +156,22 @@ impl Dialer {
 }
 
 impl MeshDialer {
-    fn current(&self) -> (u64, Arc<rustls::ClientConfig>) {
+    /// What `of` takes from the settings in force.
+    fn renewed<T>(&self, of: impl FnOnce(&Current) -> T) -> T {
         let mut settings = self.settings.borrow_mut();
         if settings.has_changed().unwrap_or(false) {
-            let client = settings.borrow_and_update().client(self.allowed.clone(), self.alpn);
-            let generation = self.current.borrow().0 + 1;
-            *self.current.borrow_mut() = (generation, client);
+            let generation = self.current.borrow().generation + 1;
+            let newest = Current::of(&settings.borrow_and_update(), &self.allowed, self.alpn, generation);
+            *self.current.borrow_mut() = newest;
         }
-        self.current.borrow().clone()
+        of(&self.current.borrow())
+    }
+}
+
+impl Current {
+    fn of(settings: &TlsSettings, allowed: &Arc<[SpiffeId]>, alpn: Alpn, generation: u64) -> Self {
+        let client = settings.client(allowed.clone(), alpn);
+        Self { generation, client, not_after: settings.material().svid.not_after() }
     }
 }
 

@@ -8,12 +8,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::StartError;
-use super::loaded::file_paths;
+use super::loaded::load_identity;
 use crate::collector::{self, Collector, CollectorError};
 use crate::config::CollectorConfig;
-use crate::identity::FileContents;
-use crate::reload::IdentityFiles;
-use crate::tls::TlsSettings;
 
 /// A collector that is bound and not yet serving.
 pub struct BoundCollector {
@@ -29,15 +26,10 @@ impl BoundCollector {
     /// # Errors
     /// The identity, the store or the address cannot be used.
     pub async fn bind(config: &CollectorConfig) -> Result<Self, StartError> {
-        let paths = file_paths(&config.identity);
-        let contents = FileContents::read(&paths)?;
-        let now = rustls_pki_types::UnixTime::now();
-        let material = contents.material(&config.identity.trust_domain, now)?;
-        let settings = TlsSettings::new(Arc::new(material))?;
+        let (settings, origin) = load_identity(&config.identity)?;
         let (server, newest_server) = watch::channel(settings.server());
         let (sender, mut newest) = watch::channel(Arc::new(settings));
         let mut tasks = JoinSet::new();
-        let trust_domain = config.identity.trust_domain.clone();
         let (collector, address) = Collector::bind(collector::CollectorConfig {
             bind: config.bind,
             store: config.store.clone(),
@@ -50,8 +42,7 @@ impl BoundCollector {
         let admin = TcpListener::bind(config.admin.bind).await.map_err(admin_error)?;
         let admin_address = admin.local_addr().map_err(admin_error)?;
         tasks.spawn(collector::serve_admin(admin, metrics.clone()));
-        let files = IdentityFiles::new(paths, trust_domain, contents.digest(), sender);
-        tasks.spawn(files.keep_reloading());
+        tasks.spawn(origin.renew(sender, None));
         metrics.svid_expiry.set(newest.borrow().material().svid.not_after());
         tasks.spawn(async move {
             while newest.changed().await.is_ok() {

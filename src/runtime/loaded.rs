@@ -3,12 +3,16 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustls_pki_types::UnixTime;
+use tokio::sync::watch;
+
 use super::{StartError, shipping};
 use crate::audit::PseudonymKey;
-use crate::config::{IdentityConfig, SidecarConfig};
-use crate::identity::{FileContents, FilePaths};
+use crate::config::{IdentityConfig, IdentitySource, SidecarConfig};
+use crate::identity::{FileContents, FilePaths, TrustDomain};
 use crate::policy::{Finding, Policy};
-use crate::reload;
+use crate::reload::{self, AgentIdentity, IdentityFiles, Outcome};
+use crate::spire;
 use crate::tls::TlsSettings;
 use crate::yaml;
 
@@ -16,7 +20,7 @@ use crate::yaml;
 pub struct Loaded {
     pub(super) config: SidecarConfig,
     pub(super) tls: TlsSettings,
-    pub(super) identity: ([u8; 32], FilePaths),
+    pub(super) origin: Origin,
     pub(super) policy: Option<(PathBuf, Vec<u8>, Policy)>,
     pub(super) pseudonyms: PseudonymKey,
 }
@@ -27,15 +31,11 @@ impl Loaded {
     /// # Errors
     /// The first file that cannot be used, with everything that is wrong with it.
     pub fn load(config: SidecarConfig) -> Result<Self, StartError> {
-        let paths = file_paths(&config.identity);
-        let contents = FileContents::read(&paths)?;
-        let now = rustls_pki_types::UnixTime::now();
-        let material = contents.material(&config.identity.trust_domain, now)?;
-        let tls = TlsSettings::new(Arc::new(material))?;
+        let (tls, origin) = load_identity(&config.identity)?;
         let policy = config.policy.as_ref().map(load_policy).transpose()?;
         let pseudonyms = PseudonymKey::from_file(&config.audit.key_file)?;
         shipping::check(&config.audit.sinks)?;
-        Ok(Self { config, tls, identity: (contents.digest(), paths), policy, pseudonyms })
+        Ok(Self { config, tls, origin, policy, pseudonyms })
     }
 
     /// One line each about what was loaded, for `phiward check`.
@@ -68,12 +68,39 @@ fn load_policy(path: &PathBuf) -> Result<(PathBuf, Vec<u8>, Policy), StartError>
     Ok((path.clone(), content, policy))
 }
 
-/// Where the identity's files are.
-pub(super) fn file_paths(config: &IdentityConfig) -> FilePaths {
-    FilePaths {
-        certificate: config.certificate.clone(),
-        private_key: config.private_key.clone(),
-        bundle: config.bundle.clone(),
-        federation: config.federation.clone(),
+/// Where the identity in force came from, and its successors will.
+pub(super) enum Origin {
+    /// Files, and the digest of what they held.
+    Files(TrustDomain, FilePaths, [u8; 32]),
+    /// A SPIRE agent.
+    Agent(spire::Source),
+}
+
+/// The first identity.
+pub(super) fn load_identity(config: &IdentityConfig) -> Result<(TlsSettings, Origin), StartError> {
+    let trust_domain = config.trust_domain.clone();
+    let (material, origin) = match &config.source {
+        IdentitySource::Files(paths) => {
+            let contents = FileContents::read(paths)?;
+            let material = contents.material(&trust_domain, UnixTime::now())?;
+            (material, Origin::Files(trust_domain, paths.clone(), contents.digest()))
+        }
+        IdentitySource::Spire(socket) => {
+            let source = spire::Source::new(socket.clone(), trust_domain);
+            (*source.first()?, Origin::Agent(source))
+        }
+    };
+    Ok((TlsSettings::new(Arc::new(material))?, origin))
+}
+
+impl Origin {
+    /// Publishes each new identity, and tells `outcome` what came of it.
+    pub(super) async fn renew(self, published: watch::Sender<Arc<TlsSettings>>, outcome: Option<Outcome>) {
+        match self {
+            Self::Files(trust_domain, paths, digest) => {
+                IdentityFiles::new(paths, trust_domain, digest, published).run(outcome).await;
+            }
+            Self::Agent(source) => AgentIdentity::new(source, published).run(outcome).await,
+        }
     }
 }

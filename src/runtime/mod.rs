@@ -29,8 +29,9 @@ use crate::logging::LogLevel;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::proxy::{self, DirectionSpec, ListenerSpec, Protocol, ServiceSpec, WorkerInbox, WorkerSpec};
-use crate::reload::{self, IdentityFiles, Outcome, PolicyFile, ReloadStatus, Watcher};
+use crate::reload::{self, Outcome, PolicyFile, ReloadStatus};
 use crate::resolve::{Resolution, ResolveError};
+use crate::spire::{ApiError, SpireError};
 use crate::tls::{RootsError, TlsError, TlsSettings};
 
 pub use collector::BoundCollector;
@@ -63,6 +64,9 @@ pub enum StartError {
     /// SVID, key or bundle.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The SPIRE agent.
+    #[error(transparent)]
+    Spire(#[from] SpireError),
     /// TLS cannot be set up with that identity.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -105,6 +109,7 @@ impl StartError {
         match self {
             Self::PolicyUnreadable { .. } => 2,
             Self::Identity(IdentityError::Read { .. }) | Self::Key(KeyFileError::Read { .. }) => 2,
+            Self::Spire(SpireError::Api(ApiError::Connect { .. })) => 2,
             Self::Secret(SecretError::Read { .. }) | Self::Roots(RootsError::Read { .. }) => 2,
             _ => 1,
         }
@@ -134,7 +139,7 @@ impl Sidecar {
     /// # Errors
     /// What could not be started; nothing keeps running then.
     pub async fn start(loaded: Loaded, log: Option<LogLevel>) -> Result<Self, StartError> {
-        let Loaded { config, tls, identity, policy, pseudonyms } = loaded;
+        let Loaded { config, tls, origin, policy, pseudonyms } = loaded;
         let pseudonyms = Arc::new(pseudonyms);
         let bound = Bound::bind(&config).await?;
         let sinks: Vec<audit::SinkConfig> = config.audit.sinks.iter().map(|sink| sink.sink.clone()).collect();
@@ -151,8 +156,6 @@ impl Sidecar {
         let mut names = Resolution::new();
 
         let (tls_sender, tls) = watch::channel(Arc::new(tls));
-        let (digest, paths) = identity;
-        let identity = IdentityFiles::new(paths, config.identity.trust_domain.clone(), digest, tls_sender);
         let (policy_file, policy) = match policy {
             Some((path, content, policy)) => {
                 audit.control().record(reload::loaded(&policy));
@@ -190,7 +193,10 @@ impl Sidecar {
         control.spawn(admin::serve(bound.admin, state));
         let outcome = Outcome { audit: audit.control(), metrics, status };
         control.spawn(tell_audit_health(audit.status_reader()));
-        control.spawn(Watcher { policy: policy_file, identity, outcome }.run());
+        if let Some(policy_file) = policy_file {
+            control.spawn(policy_file.run(outcome.clone()));
+        }
+        control.spawn(origin.renew(tls_sender, Some(outcome)));
         Ok(Self {
             addresses,
             config,

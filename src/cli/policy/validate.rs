@@ -8,7 +8,7 @@ use super::sarif;
 use super::shared::{
     NO, Paint, UNREADABLE, clock, complain, count, parse_now, policy_json, read, render, say,
 };
-use crate::config;
+use crate::config::{self, IdentitySource};
 use crate::identity::TrustDomain;
 use crate::policy::{self, Checks, Finding, Report, Severity, UnixSeconds};
 
@@ -60,8 +60,11 @@ pub(super) fn validate(args: ValidateArgs) -> u8 {
     if let Some(path) = &args.config {
         match config::load_sidecar(path) {
             Ok(sidecar) => {
-                known.push(sidecar.identity.trust_domain);
-                known.extend(sidecar.identity.federation.into_iter().map(|(domain, _)| domain));
+                // An agent says only while it runs which other trust domains there are.
+                if let IdentitySource::Files(paths) = sidecar.identity.source {
+                    known.push(sidecar.identity.trust_domain);
+                    known.extend(paths.federation.into_iter().map(|(domain, _)| domain));
+                }
             }
             Err(error) => {
                 complain(&format!("error: --config: {error}\n"));
