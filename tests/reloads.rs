@@ -4,6 +4,7 @@
 mod common;
 
 use std::path::Path;
+use std::time::Duration;
 
 use common::app::App;
 use common::wire::Wire;
@@ -200,4 +201,22 @@ async fn an_svid_that_is_written_file_by_file_is_taken_up_without_a_failed_reque
 /// The digest of the certificate that lies in the caller's folder now.
 fn shown_by_web(mesh: &Mesh) -> String {
     common::peer::settings(&mesh.web.dir).material().svid.leaf_sha256_hex().to_owned()
+}
+
+/// If this fails, a node whose clock is a little behind keeps its old SVID until that expires.
+#[tokio::test]
+async fn an_svid_whose_time_has_not_come_is_taken_up_when_it_has() {
+    let mesh = mesh().await;
+    let id = phiward::identity::SpiffeId::parse(common::RECORDS).unwrap();
+    // SVIDs are valid from a minute before they are issued.
+    let early = rustls_pki_types::UnixTime::now().as_secs() + 63;
+    let early = rustls_pki_types::UnixTime::since_unix_epoch(Duration::from_secs(early));
+    let svid = mesh.pki.ca.issue(&id, Duration::from_secs(3000), early).unwrap();
+    std::fs::write(mesh.records.dir.join("svid.pem"), svid.cert_pem).unwrap();
+    std::fs::write(mesh.records.dir.join("svid.key"), svid.key_pem).unwrap();
+    eventually("it is in use", async || reloads(&mesh.records, "identity", "loaded").await == 1).await;
+    assert_eq!(reloads(&mesh.records, "identity", "refused").await, 1, "it was told once that it is early");
+    let trail = mesh.trail().await;
+    let lost = trail.of_type("identity.lost");
+    assert_eq!(lost.iter().map(|event| &event["svid"]["reason"]).collect::<Vec<_>>(), ["not_yet_valid"]);
 }

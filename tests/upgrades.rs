@@ -5,6 +5,7 @@ mod common;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::app::{App, accepting};
 use common::wire::{Message, Wire, patiently};
@@ -244,6 +245,27 @@ async fn a_stream_ends_with_its_peers_certificate() {
     let mut wire = Wire::new(stream);
     wire.send(ASK).await;
     assert_eq!(wire.response("GET").await.status(), 101);
+    say(&mut wire.stream, "while it lasts").await;
+    hear(&mut wire, "while it lasts").await;
+    eventually("the stream is closed", async || !wire.fill().await).await;
+    assert_eq!(completion(&mesh.trail().await)["reason"], "peer_expired");
+}
+
+/// If this fails, a stream outlives the certificate that this side has shown for it.
+#[tokio::test]
+async fn a_stream_ends_with_our_own_certificate() {
+    let (app, _at_app) = echo("").await;
+    let mesh = Mesh::with(app, Setup::default()).await;
+    let id = phiward::identity::SpiffeId::parse(common::RECORDS).unwrap();
+    let short = mesh.pki.ca.issue(&id, Duration::from_secs(5), rustls_pki_types::UnixTime::now()).unwrap();
+    std::fs::write(mesh.records.dir.join("svid.pem"), short.cert_pem).unwrap();
+    std::fs::write(mesh.records.dir.join("svid.key"), short.key_pem).unwrap();
+    eventually("the short-lived SVID is in use", async || {
+        let metrics = common::client::get(mesh.records.admin(), "/metrics").await;
+        metrics.text().contains("phiward_reloads_total{result=\"loaded\",what=\"identity\"} 1")
+    })
+    .await;
+    let mut wire = switched(mesh.outbound()).await;
     say(&mut wire.stream, "while it lasts").await;
     hear(&mut wire, "while it lasts").await;
     eventually("the stream is closed", async || !wire.fill().await).await;

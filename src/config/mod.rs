@@ -3,6 +3,7 @@
 //! `check` and `run` share this loader. It reads the file and the environment's names of the pod; it does not open the
 //! files that the configuration names, nor any socket.
 
+mod identity;
 mod model;
 mod read;
 pub mod schema;

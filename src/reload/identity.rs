@@ -271,3 +271,50 @@ fn show(outcome: Option<&Outcome>, error: Option<String>) {
 fn lost(reason: &str) -> ControlEvent {
     ControlEvent::IdentityLost { time_unix_ns: now_ns(), reason: reason.to_owned() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::testing::{Forge, NOW, domain, now, pem};
+    use crate::identity::{PemSet, material_from_pem};
+
+    fn material(ca: &Forge) -> Material {
+        let leaf = ca.leaf(|_| {});
+        let (certificate, bundle) = (leaf.cert.pem(), ca.cert.pem());
+        let set = PemSet {
+            certificate: pem("svid.pem", &certificate),
+            private_key: pem("svid.key", &leaf.key_pem),
+            bundle: pem("bundle.pem", &bundle),
+            federation: vec![],
+        };
+        material_from_pem(&set, &domain("hospital.local"), now()).unwrap()
+    }
+
+    /// If this fails, a workload that was taken off the register keeps its access until its SVID expires, or loses it at
+    /// once when an agent restarts.
+    #[tokio::test(start_paused = true)]
+    async fn a_withdrawn_identity_is_used_no_more_after_the_grace() {
+        let ca = Forge::new(NOW);
+        let first = TlsSettings::new(Arc::new(material(&ca))).unwrap();
+        let published = watch::Sender::new(Arc::new(first));
+        let source = spire::Source::new("/nowhere".into(), domain("hospital.local"));
+        let mut agent = AgentIdentity::new(source, published.clone());
+        let usable = || published.borrow().material().svid.not_after() > NOW as i64;
+        let denied = || Err(SpireError::Api(spire::ApiError::Denied));
+        agent.heed(denied(), None);
+        tokio::time::advance(GRACE - Duration::from_millis(1)).await;
+        agent.heed(denied(), None);
+        agent.look(None);
+        assert!(usable(), "within the grace, which is not begun anew");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        agent.look(None);
+        assert!(!usable());
+        agent.heed(Ok(Box::new(material(&ca))), None);
+        agent.look(None);
+        assert!(usable(), "given again");
+        agent.heed(Err(SpireError::Api(spire::ApiError::Ended)), None);
+        tokio::time::advance(100 * GRACE).await;
+        agent.look(None);
+        assert!(usable(), "an agent that is away has withdrawn nothing");
+    }
+}

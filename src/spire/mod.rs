@@ -196,3 +196,115 @@ impl Retry {
         most.mul_f64(fastrand::f64())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use rustls_pki_types::pem::PemObject;
+    use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+
+    use super::*;
+    use crate::identity::Ca;
+
+    fn domain(name: &str) -> TrustDomain {
+        TrustDomain::parse(name).unwrap()
+    }
+
+    fn ca(name: &str) -> Ca {
+        Ca::new(&domain(name), Duration::from_secs(3600), UnixTime::now()).unwrap()
+    }
+
+    fn der(pem: &str) -> Vec<u8> {
+        CertificateDer::pem_slice_iter(pem.as_bytes()).flat_map(|der| der.unwrap().to_vec()).collect()
+    }
+
+    fn svid(ca: &Ca, id: &str) -> api::X509Svid {
+        let id = SpiffeId::parse(id).unwrap();
+        let issued = ca.issue(&id, Duration::from_secs(60), UnixTime::now()).unwrap();
+        let key = PrivatePkcs8KeyDer::from_pem_slice(issued.key_pem.as_bytes()).unwrap();
+        api::X509Svid {
+            spiffe_id: id.to_string(),
+            x509_svid: der(&issued.cert_pem),
+            x509_svid_key: key.secret_pkcs8_der().to_vec(),
+            bundle: der(ca.cert_pem()),
+        }
+    }
+
+    fn answer(svids: Vec<api::X509Svid>) -> X509SvidResponse {
+        X509SvidResponse { svids, federated_bundles: HashMap::new() }
+    }
+
+    const WEB: &str = "spiffe://hospital.local/web";
+    const OTHER: &str = "spiffe://hospital.local/other";
+
+    /// If this fails, a workload with several identities changes into another one at a rotation.
+    #[test]
+    fn the_same_identity_is_taken_again_and_the_first_at_the_start() {
+        let (own, partner) = (ca("hospital.local"), ca("partner.example"));
+        let source = Source::new("/nowhere".into(), domain("hospital.local"));
+        let several =
+            answer(vec![svid(&partner, "spiffe://partner.example/web"), svid(&own, WEB), svid(&own, OTHER)]);
+        let taken = |id: Option<&str>| {
+            let id = id.map(|id| SpiffeId::parse(id).unwrap());
+            source.judge(&several, id.as_ref()).unwrap().svid.id().to_string()
+        };
+        assert_eq!(taken(None), WEB);
+        assert_eq!(taken(Some(OTHER)), OTHER);
+        assert_eq!(taken(Some("spiffe://hospital.local/gone")), WEB);
+        let none = source.judge(&answer(vec![]), None).unwrap_err();
+        assert!(none.is_withdrawal() && none.code() == "withdrawn");
+    }
+
+    /// If this fails, a partner's CA vouches for our own workloads, or one that was taken back still vouches for its own.
+    #[test]
+    fn each_trust_domain_has_its_own_bundle_and_an_empty_one_vouches_for_nobody() {
+        let (own, partner) = (ca("hospital.local"), ca("partner.example"));
+        let source = Source::new("/nowhere".into(), domain("hospital.local"));
+        let mut given = answer(vec![svid(&own, WEB)]);
+        given.federated_bundles = [
+            ("spiffe://partner.example", der(partner.cert_pem())),
+            ("spiffe://former.example", Vec::new()),
+            ("spiffe://hospital.local", der(partner.cert_pem())),
+            ("spiffe://Not A Domain", der(partner.cert_pem())),
+        ]
+        .map(|(name, der)| (name.to_owned(), der))
+        .into();
+        let bundles = source.judge(&given, None).unwrap().bundles;
+        let mut names: Vec<_> = bundles.trust_domains().map(|name| name.as_str().to_owned()).collect();
+        names.sort();
+        assert_eq!(names, ["former.example", "hospital.local", "partner.example"]);
+        assert!(bundles.get("former.example").unwrap().is_empty());
+        let foreign = svid(&partner, "spiffe://partner.example/x").x509_svid;
+        let leaf = crate::identity::Leaf::parse(&foreign.clone().into()).unwrap();
+        let usage = crate::identity::Usage::Both;
+        assert!(bundles.verify(&leaf, &foreign.into(), &[], usage, UnixTime::now()).is_ok());
+    }
+
+    /// If this fails, what an agent gives is believed without a look.
+    #[test]
+    fn what_an_agent_gives_is_judged_like_any_file() {
+        let (own, partner) = (ca("hospital.local"), ca("partner.example"));
+        let source = Source::new("/nowhere".into(), domain("hospital.local"));
+        let good = svid(&own, WEB);
+        let refused = |svid: api::X509Svid| source.judge(&answer(vec![svid]), None).unwrap_err().code();
+        let other_key = svid(&own, WEB).x509_svid_key;
+        assert_eq!(refused(api::X509Svid { x509_svid_key: other_key, ..good.clone() }), "key_mismatch");
+        assert_eq!(
+            refused(api::X509Svid { x509_svid_key: vec![1, 2], ..good.clone() }),
+            "private_key_unsupported"
+        );
+        assert_eq!(
+            refused(api::X509Svid { bundle: der(partner.cert_pem()), ..good.clone() }),
+            "untrusted_chain"
+        );
+        assert_eq!(refused(api::X509Svid { bundle: vec![], ..good.clone() }), "bundle_missing");
+        assert_eq!(refused(api::X509Svid { x509_svid: vec![], ..good.clone() }), "certificate_missing");
+        assert_eq!(
+            refused(api::X509Svid { x509_svid: vec![0x30, 9, 9], ..good.clone() }),
+            "certificate_malformed"
+        );
+        let lies = svid(&partner, "spiffe://partner.example/x");
+        assert_eq!(refused(api::X509Svid { spiffe_id: WEB.into(), ..lies }), "wrong_trust_domain");
+    }
+}
