@@ -115,13 +115,16 @@ fn newest_checkpoint(dir: &Path) -> String {
 fn a_trail_is_sealed_while_it_grows_and_at_its_end() {
     let (dir, workload) = (tempfile::tempdir().unwrap(), Workload::new());
     workload.trail(dir.path(), 2500);
-    let options =
-        VerifyOptions { bundles: Some(workload.bundles()), checkpoints: vec![newest_checkpoint(dir.path())] };
+    let options = VerifyOptions {
+        bundles: Some(workload.bundles()),
+        checkpoints: vec![newest_checkpoint(dir.path())],
+        ..VerifyOptions::default()
+    };
     let report = verify_with(dir.path(), &options).unwrap();
     assert!(report.intact, "{:?}", report.findings);
     let epoch = &report.epochs[0];
     assert!(epoch.checkpoints >= 4 && epoch.sealed == epoch.last_seq, "{epoch:?}");
-    let stranger = VerifyOptions { bundles: Some(Workload::new().bundles()), checkpoints: Vec::new() };
+    let stranger = VerifyOptions { bundles: Some(Workload::new().bundles()), ..VerifyOptions::default() };
     assert_eq!(first(&verify_with(dir.path(), &stranger).unwrap()), (FindingKind::BadSignature, Some(0)));
 }
 
@@ -200,7 +203,11 @@ fn the_key_must_be_vouched_for_by_the_writers_svid() {
 fn a_checkpoint_that_was_kept_shows_a_cut_and_a_rewritten_trail() {
     let (dir, workload) = (tempfile::tempdir().unwrap(), Workload::new());
     workload.trail(dir.path(), 40);
-    let kept = VerifyOptions { bundles: None, checkpoints: vec![newest_checkpoint(dir.path())] };
+    let kept = VerifyOptions {
+        bundles: None,
+        checkpoints: vec![newest_checkpoint(dir.path())],
+        ..VerifyOptions::default()
+    };
     let honest = lines(dir.path());
     put_back(dir.path(), &honest[..honest.len() - 5]);
     assert!(verify(dir.path()).unwrap().intact, "the copy alone does not tell");

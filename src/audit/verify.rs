@@ -14,6 +14,7 @@ mod seals;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 
 use super::chain::{NO_PREVIOUS, Record};
 use super::encode::Previous;
@@ -52,6 +53,8 @@ pub struct VerifyOptions {
     pub bundles: Option<Bundles>,
     /// Checkpoints that were kept elsewhere: signed notes.
     pub checkpoints: Vec<String>,
+    /// Grows by the bytes that were looked at, for who waits.
+    pub done: AtomicU64,
 }
 
 /// Verifies every epoch in a spool's folder or a collector's store.
@@ -81,7 +84,7 @@ pub fn verify_with(dir: &Path, options: &VerifyOptions) -> Result<Report, Verify
         notes: Vec::new(),
     };
     let mut ends = BTreeMap::new();
-    let mut clean = clean::read_all(&layout);
+    let mut clean = clean::read_all(&layout, &options.done);
     for (at, epoch) in layout.epochs.iter().enumerate() {
         let oldest_of_spool = at == 0 && !layout.is_store;
         let mut check = EpochCheck::new(epoch, oldest_of_spool, options);

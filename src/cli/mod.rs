@@ -7,6 +7,7 @@ pub mod collect;
 pub mod dev;
 pub mod identity;
 pub mod policy;
+mod progress;
 pub mod run;
 mod table;
 mod times;

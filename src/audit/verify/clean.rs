@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::super::chain::{Epoch, Record};
 use super::super::encode::Previous;
@@ -19,6 +19,8 @@ use super::super::spool::lock;
 use super::{opened_after, seals};
 
 const MAX_THREADS: usize = 16;
+/// After so many bytes it is told how far a thread has come.
+const TELL_EVERY: u64 = 256 * 1024;
 
 /// A segment whose lines are all whole, canonical records of one epoch that follow each other.
 #[derive(Default)]
@@ -39,7 +41,7 @@ pub(super) struct Clean {
 }
 
 /// Reads every segment and keeps what can be vouched for, by path.
-pub(super) fn read_all(layout: &Layout) -> BTreeMap<PathBuf, Clean> {
+pub(super) fn read_all(layout: &Layout, done: &AtomicU64) -> BTreeMap<PathBuf, Clean> {
     let segments: Vec<_> =
         layout.epochs.iter().flat_map(|e| e.segments.iter().map(|s| (&e.epoch, &s.path))).collect();
     let threads =
@@ -48,7 +50,7 @@ pub(super) fn read_all(layout: &Layout) -> BTreeMap<PathBuf, Clean> {
     let work = || {
         while let Some((epoch, path)) = segments.get(next.fetch_add(1, Ordering::Relaxed)) {
             // A file that cannot be read is met again by the one that reports errors.
-            if let Ok(Some(segment)) = read(epoch, path) {
+            if let Ok(Some(segment)) = read(epoch, path, done) {
                 lock(&clean).insert(path.to_path_buf(), segment);
             }
         }
@@ -62,10 +64,10 @@ pub(super) fn read_all(layout: &Layout) -> BTreeMap<PathBuf, Clean> {
     clean.into_inner().unwrap_or_default()
 }
 
-fn read(epoch: &Epoch, path: &Path) -> io::Result<Option<Clean>> {
+fn read(epoch: &Epoch, path: &Path, done: &AtomicU64) -> io::Result<Option<Clean>> {
     let mut lines = Lines::new(File::open(path)?);
     let mut clean = Clean::default();
-    let mut scratch = Vec::new();
+    let (mut scratch, mut unsaid) = (Vec::new(), 0);
     while let Some(line) = lines.next()? {
         let Some(record) = Record::parse(line.bytes).ok().filter(|_| line.whole) else { return Ok(None) };
         if record.epoch != epoch.as_str() || !record.hash_is_right(&mut scratch) {
@@ -94,6 +96,11 @@ fn read(epoch: &Epoch, path: &Path) -> io::Result<Option<Clean>> {
         clean.last_hash.clear();
         clean.last_hash.extend_from_slice(record.hash);
         clean.lines += 1;
+        unsaid += line.bytes.len() as u64 + 1;
+        if unsaid >= TELL_EVERY {
+            done.fetch_add(std::mem::take(&mut unsaid), Ordering::Relaxed);
+        }
     }
+    done.fetch_add(unsaid, Ordering::Relaxed);
     Ok(Some(clean).filter(|clean| clean.lines > 0))
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use super::{ReportFormat, finish};
 use crate::audit::{self, Proof, Report, VerifyOptions};
 use crate::cli::fail;
+use crate::cli::progress::while_working;
 use crate::identity::{Bundles, PemFile, TrustDomain, read_bundle};
 
 /// What is verified, and compared with what.
@@ -63,7 +64,9 @@ pub(super) fn prove(args: &ProveArgs) -> ExitCode {
 }
 
 fn verify_dir(dir: &Path, options: &VerifyOptions, format: ReportFormat) -> ExitCode {
-    let report = match audit::verify_with(dir, options) {
+    let bytes = audit::bytes(dir).unwrap_or(0); // a folder that cannot be read is told below
+    let verifying = || audit::verify_with(dir, options);
+    let report = match while_working("verifying", bytes, &options.done, verifying) {
         Ok(report) => report,
         Err(error) => return fail(&error, 2),
     };
@@ -129,7 +132,11 @@ fn options(args: &VerifyArgs) -> Result<VerifyOptions, String> {
                 .ok_or_else(|| format!("{}: this is no checkpoint (a signed note)", file.display()))
         })
     });
-    Ok(VerifyOptions { bundles, checkpoints: checkpoints.collect::<Result<_, _>>()? })
+    Ok(VerifyOptions {
+        bundles,
+        checkpoints: checkpoints.collect::<Result<_, _>>()?,
+        ..VerifyOptions::default()
+    })
 }
 
 fn read(file: &Path) -> Result<String, String> {

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::progress::Progress;
 use super::shared::{Paint, UNREADABLE, clock, complain, load, parse_now, policy_json, say, time};
 use crate::audit;
+use crate::cli::progress::Progress;
 use crate::cli::table;
 use crate::cli::times::{When, parse_when};
 use crate::identity::IdPattern;

@@ -5,7 +5,6 @@ mod explain;
 mod fmt;
 mod junit;
 mod matrix;
-mod progress;
 mod sarif;
 mod schema;
 mod shared;

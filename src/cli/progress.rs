@@ -1,14 +1,18 @@
 //! How far a long look at an audit trail has come: one line on a terminal, and nothing anywhere else.
 
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 /// What is over sooner needs no bar.
 const PATIENCE: Duration = Duration::from_secs(1);
 const WIDTH: u64 = 30;
+/// How often the bar follows work that others do.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A bar on stderr, which is taken away in the end.
-pub(super) struct Progress {
+pub(in crate::cli) struct Progress {
     what: &'static str,
     total: u64,
     done: u64,
@@ -20,13 +24,13 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Of `total` bytes, none are done yet.
-    pub(super) fn of(what: &'static str, total: u64) -> Self {
+    pub(in crate::cli) fn of(what: &'static str, total: u64) -> Self {
         let is_terminal = std::io::stderr().is_terminal();
         Self { what, total, done: 0, began: Instant::now(), shown: None, is_terminal }
     }
 
     /// `bytes` more are done.
-    pub(super) fn advance(&mut self, bytes: usize) {
+    pub(in crate::cli) fn advance(&mut self, bytes: usize) {
         self.done += bytes as u64;
         let percent = percent(self.done, self.total);
         if !self.is_terminal || self.shown == Some(percent) || self.began.elapsed() < PATIENCE {
@@ -35,6 +39,31 @@ impl Progress {
         self.shown = Some(percent);
         let _ = write!(std::io::stderr(), "\r{}", line(self.what, percent)); // a terminal that is gone needs no bar
     }
+}
+
+/// Does `work` while the bar follows how many of `total` bytes it says to have done, from whatever threads.
+pub(in crate::cli) fn while_working<T>(
+    what: &'static str,
+    total: u64,
+    done: &AtomicU64,
+    work: impl FnOnce() -> T,
+) -> T {
+    if !std::io::stderr().is_terminal() {
+        return work();
+    }
+    let (ended, end) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut bar = Progress::of(what, total);
+            while end.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+                let more = done.load(Ordering::Relaxed).saturating_sub(bar.done);
+                bar.advance(usize::try_from(more).unwrap_or(usize::MAX));
+            }
+        });
+        let out = work();
+        drop(ended);
+        out
+    })
 }
 
 impl Drop for Progress {
