@@ -63,6 +63,7 @@ impl Health {
         let left = Left::of(&self.tls.borrow().material().svid, unix_now());
         let conditions = [
             (self.draining.load(Ordering::Relaxed), "draining"),
+            (left == Left::Withdrawn, "the identity was withdrawn"),
             (left == Left::Nothing, "the SVID has expired"),
             (left == Left::Little, "the SVID is about to expire and no new one has come"),
             (!self.audit.status().healthy, "the audit trail takes no events"),
@@ -110,6 +111,8 @@ enum Left {
     /// Rotation is overdue (issuers renew at half of it). Callers are sent elsewhere before handshakes begin to fail.
     Little,
     Nothing,
+    /// Who issued it has taken it back.
+    Withdrawn,
 }
 
 impl Left {
@@ -118,6 +121,7 @@ impl Left {
         let left = svid.not_after() - now;
         let life = svid.not_after() - svid.not_before();
         match left {
+            _ if svid.not_after() == 0 => Self::Withdrawn,
             ..0 => Self::Nothing,
             _ if left < (life / 10).min(60) => Self::Little,
             _ => Self::Enough,
@@ -250,5 +254,6 @@ mod tests {
         assert_eq!(Left::of(&svid, end - 59), Left::Little);
         assert_eq!(Left::of(&svid, end), Left::Little, "the last second counts (RFC 5280, section 4.1.2.5)");
         assert_eq!(Left::of(&svid, end + 1), Left::Nothing);
+        assert_eq!(Left::of(&svid.withdrawn(), end - 60), Left::Withdrawn);
     }
 }

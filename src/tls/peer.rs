@@ -38,9 +38,9 @@ pub enum PeerError {
     #[error("the peer has shown no certificate: both sides of a mesh connection need an SVID")]
     NoCertificate,
     /// Our own SVID has expired: no handshake is completed until a new one is loaded.
-    #[error("this workload's own SVID expired at {}: no new one came from its source", utc(*.not_after))]
+    #[error("this workload's own SVID {}: no new one came from its source", ended(*.not_after))]
     OwnSvidExpired {
-        /// End of our SVID's validity, Unix seconds.
+        /// End of our SVID's validity, Unix seconds; 0 for one that was withdrawn.
         not_after: i64,
     },
 }
@@ -59,6 +59,10 @@ pub fn peer_cert(connection: &CommonState) -> Result<PeerCert, PeerError> {
         sha256_hex: certificate_sha256_hex(der),
         serial_hex: leaf.serial_hex,
     })
+}
+
+fn ended(not_after: i64) -> String {
+    if not_after == 0 { "was withdrawn".to_owned() } else { format!("expired at {}", utc(not_after)) }
 }
 
 impl PeerError {

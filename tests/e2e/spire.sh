@@ -1,0 +1,192 @@
+#!/usr/bin/env bash
+# A real SPIRE server and agent give two sidecars and a collector SVIDs of 30 seconds, while wrk sends requests through them.
+# Parts: Go and the Go modules of SPIRE (built into target/ once), Debian's nginx, wrk, curl, openssl (installed when missing and
+# run as root).
+# Shows: no request fails across rotations and across a change of the CA; a removed registration and a dead agent end access
+# when they must, with the events that say so. PHIWARD_SPIRE_SECONDS=300 is the long run.
+. "$(dirname "$0")/lib.sh"
+need nginx nginx
+need wrk wrk
+need curl curl
+need openssl openssl
+command -v go >/dev/null || { say "needs go (1.26 or later)"; exit 1; }
+build
+
+spire=$target/spire/$(sha256sum <"$root/tests/e2e/tools/spire/go.mod" | cut -c1-16)
+if [ ! -x "$spire/spire-server" ]; then
+  say "building SPIRE"
+  mkdir -p "$spire"
+  for part in spire-agent spire-server; do
+    (cd "$root/tests/e2e/tools/spire" && go build -o "$spire/$part" "github.com/spiffe/spire/cmd/$part") 2>"$work/spire-build.log"
+  done
+fi
+
+seconds=${PHIWARD_SPIRE_SECONDS:-60}
+cd "$work"
+mkdir -p server agent web records collector
+
+cat >server.conf <<CONF
+server {
+  bind_address = "127.0.0.1"
+  bind_port = "28181"
+  socket_path = "$work/server.sock"
+  trust_domain = "hospital.local"
+  data_dir = "$work/server"
+  log_level = "WARN"
+  ca_ttl = "24h"
+  agent_ttl = "1h"
+  default_x509_svid_ttl = "30s"
+}
+plugins {
+  DataStore "sql" { plugin_data { database_type = "sqlite3", connection_string = "$work/server/datastore.sqlite3" } }
+  NodeAttestor "join_token" { plugin_data {} }
+  KeyManager "memory" { plugin_data {} }
+}
+CONF
+cat >agent.conf <<CONF
+agent {
+  data_dir = "$work/agent"
+  log_level = "WARN"
+  server_address = "127.0.0.1"
+  server_port = "28181"
+  socket_path = "$work/agent.sock"
+  trust_bundle_path = "$work/bootstrap.pem"
+  trust_domain = "hospital.local"
+  experimental { sync_interval = "1s" }
+}
+plugins {
+  NodeAttestor "join_token" { plugin_data {} }
+  KeyManager "memory" { plugin_data {} }
+  WorkloadAttestor "unix" { plugin_data { discover_workload_path = true } }
+}
+CONF
+server() { "$spire/spire-server" "$@" -socketPath "$work/server.sock"; }
+"$spire/spire-server" run -config server.conf >spire-server.log 2>&1 &
+until_true "the SPIRE server" server healthcheck
+server bundle show >bootstrap.pem
+token=$(server token generate -ttl 600 | awk '/^Token/{print $2}')
+"$spire/spire-agent" run -config agent.conf -joinToken "$token" >spire-agent.log 2>&1 &
+agent_pid=$!
+until_true "the SPIRE agent" "$spire/spire-agent" healthcheck -socketPath "$work/agent.sock"
+# Each workload is known by the path of its program.
+for who in web records collector; do
+  cp "$phiward" "$who/phiward"
+  namespace=clinic
+  [ "$who" = collector ] && namespace=audit
+  server entry create -parentID "spiffe://hospital.local/spire/agent/join_token/$token" -x509SVIDTTL 30 \
+    -spiffeID "spiffe://hospital.local/ns/$namespace/sa/$who" -selector "unix:path:$work/$who/phiward" |
+    awk '/Entry ID/{print $4}' >"$who/entry"
+done
+
+cat >nginx.conf <<CONF
+user root;
+worker_processes 1;
+daemon off;
+pid $work/nginx.pid;
+error_log $work/nginx.log;
+events { worker_connections 256; }
+http {
+  access_log off;
+  keepalive_requests 1000000;
+  server { listen 127.0.0.1:28080; location / { return 200 "ok\n"; } }
+}
+CONF
+nginx -c "$work/nginx.conf" -p "$work" 2>nginx-start.log &
+
+identity="identity: {trust_domain: hospital.local, source: spire, spire: {socket: \"unix://$work/agent.sock\"}}"
+for who in web records; do openssl rand -hex 32 >"$who/key"; done
+cat >records/policy.yaml <<'CONF'
+apiVersion: phiward/v1
+kind: Policy
+metadata: {name: records, revision: "1", owner: e2e, review: {by: e2e, due: 2099-01-01}}
+service: {hosts: [records.clinic]}
+roles:
+  reader: [{name: read, methods: [GET], paths: ["/fhir/Patient/{id}"]}]
+bindings:
+  - {role: reader, identities: ["spiffe://hospital.local/ns/clinic/sa/web"]}
+CONF
+sidecar() { # name, admin port, the rest from stdin
+  cat >"$1/sidecar.yaml" <<CONF
+version: 1
+workload: {service: $1, namespace: clinic}
+$identity
+audit:
+  spool: {dir: audit, max_bytes: 4GiB}
+  key_file: key
+  sinks:
+    - {name: collector, type: phiward, endpoint: "https://127.0.0.1:25200", identities: ["spiffe://hospital.local/ns/audit/sa/collector"], required: true}
+admin: {bind: "127.0.0.1:$2"}
+workers: 1
+$(cat)
+CONF
+  "$1/phiward" run --config "$1/sidecar.yaml" 2>"$1.log" &
+  eval "$1_pid=$!"
+}
+cat >collector/collector.yaml <<CONF
+version: 1
+$identity
+bind: "127.0.0.1:25200"
+store: {dir: store}
+admin: {bind: "127.0.0.1:25201"}
+CONF
+collector/phiward collect --config collector/collector.yaml 2>collector.log &
+sidecar records 25010 <<'CONF'
+inbound:
+  listeners:
+    - {name: api, bind: "127.0.0.1:25006", app: "127.0.0.1:28080"}
+policy: {file: policy.yaml}
+CONF
+sidecar web 25000 <<'CONF'
+outbound:
+  bind: "127.0.0.1:25001"
+  services:
+    - {name: records, hosts: [records.clinic], endpoints: ["127.0.0.1:25006"], identities: ["spiffe://hospital.local/ns/clinic/sa/records"]}
+CONF
+until_true "both sidecars ready" eval "ready 25000 && ready 25010"
+check "check asks the agent as run does" records/phiward check --config records/sidecar.yaml
+url=http://127.0.0.1:25001/fhir/Patient/1
+status() { curl -sS -m 10 -o /dev/null -w '%{http_code}' -H 'Host: records.clinic' "$url"; }
+check "a request" equal "$(status)" 200
+
+say "== $seconds seconds of wrk, with a new CA half-way"
+wrk -t1 -c16 -d"${seconds}s" -H 'Host: records.clinic' "$url" >wrk.txt &
+wrk_pid=$!
+sleep $((seconds / 3))
+server localauthority x509 prepare >authority.txt
+new=$(awk '/Authority ID/{print $3}' authority.txt | head -n 1)
+# Bundles first: those who verify must know the new CA before anybody shows a certificate of it.
+sleep 6
+check "the new CA is activated" eval "server localauthority x509 activate -authorityID $new >/dev/null"
+wait "$wrk_pid"
+grep -E 'requests in|Socket|Non-2xx' wrk.txt
+check "wrk made requests" eval "grep -q 'requests in' wrk.txt"
+check "no request failed" eval "! grep -qE 'Non-2xx|Socket errors' wrk.txt"
+rotations=$(events records/audit identity.rotated)
+say "records rotated $rotations times"
+check "an SVID of 30 seconds was renewed in time, each time" [ "$rotations" -ge $((seconds / 20)) ]
+check "nothing was lost meanwhile" equal "$(events records/audit identity.lost)" 0
+served_by() { openssl s_client -connect 127.0.0.1:25006 -showcerts </dev/null 2>/dev/null | openssl x509 -noout -ext authorityKeyIdentifier 2>/dev/null; }
+until_true "SVIDs of the new CA" eval "served_by | tr -d ': \n' | tr A-F a-f | matches '$new'"
+
+say "== a registration is removed"
+server entry delete -entryID "$(cat web/entry)" >/dev/null
+lost() { [ "$(events "$1/audit" identity.lost)" -gt 0 ]; }
+until_true "the withdrawal is recorded" lost web
+check "it is called what it is" eval "cat web/audit/*.ndjson | grep identity.lost | matches withdrawn"
+refused() { [ "$(status)" = 502 ]; }
+served() { [ "$(status)" = 200 ]; }
+until_true "it has no access" eval "refused && ! ready 25000"
+server entry create -parentID "spiffe://hospital.local/spire/agent/join_token/$token" -x509SVIDTTL 30 \
+  -spiffeID spiffe://hospital.local/ns/clinic/sa/web -selector "unix:path:$work/web/phiward" >/dev/null
+until_true "registered again, it has access" eval "ready 25000 && served"
+
+say "== the agent dies"
+kill -KILL "$agent_pid"
+check "what it gave stays good" equal "$(status)" 200
+until_true "until it expires" refused
+until_true "the expiry is recorded" eval "cat records/audit/*.ndjson | grep identity.lost | matches expired"
+check "readiness is off" eval "! ready 25010"
+
+kill -TERM "$web_pid" "$records_pid"
+wait "$web_pid" "$records_pid" || true
+check "the trails verify" eval "$phiward audit verify records/audit >/dev/null && $phiward audit verify web/audit >/dev/null"
