@@ -13,8 +13,13 @@ say() { printf '%s\n' "$*"; }
 cleanup() {
   local status=$?
   trap - EXIT
-  # Every child of this script, and nginx's workers, which outlive a killed master.
-  [ -f "$work/nginx.pid" ] && pkill -KILL -P "$(cat "$work/nginx.pid")" 2>/dev/null || true
+  # nginx is asked, because it makes new workers for those that are killed, and they outlive a master that is. Then every child
+  # of this script.
+  if [ -s "$work/nginx.pid" ]; then
+    local nginx
+    nginx=$(cat "$work/nginx.pid")
+    kill -TERM "$nginx" 2>/dev/null && wait "$nginx" 2>/dev/null || true
+  fi
   pkill -KILL -P $$ 2>/dev/null || true
   if [ "$status" -ne 0 ] || [ "$failed" -ne 0 ]; then
     say "logs: $work"
