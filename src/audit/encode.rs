@@ -7,7 +7,8 @@
 use super::binding::Binding;
 use super::clock::InstantText;
 use super::event::{
-    AccessComplete, AccessDecision, ConnFragment, ConnRejected, ControlEvent, HttpFacts, InstanceFacts,
+    AccessComplete, AccessDecision, ConnFragment, ConnRejected, ControlEvent, EVENT_TYPES, HttpFacts,
+    InstanceFacts,
 };
 use super::json::{self, Members};
 use super::pseudonym::Pseudonym;
@@ -248,6 +249,7 @@ impl Batch {
         time: u64,
         kind: &'static str,
     ) {
+        debug_assert!(EVENT_TYPES.contains(&kind), "{kind} is not in the schema");
         let out = &mut self.bytes;
         Members::new(out).code("schema", SCHEMA);
         out.extend_from_slice(subject_or_svid);

@@ -12,6 +12,23 @@ use rustls::sign::CertifiedKey;
 use super::json::Members;
 use super::pseudonym::Pseudonym;
 
+/// Every `type` that an event of schema `phiward.audit/1` can have.
+pub const EVENT_TYPES: [&str; 13] = [
+    "access.decision",
+    "access.complete",
+    "conn.rejected",
+    "policy.loaded",
+    "policy.shadow",
+    "policy.refused",
+    "identity.rotated",
+    "identity.lost",
+    "audit.open",
+    "audit.checkpoint",
+    "audit.close",
+    "audit.gap",
+    "audit.quarantine",
+];
+
 /// Who writes the trail; the same in every event of a process.
 #[derive(Debug, Clone, Default)]
 pub struct InstanceFacts {

@@ -46,6 +46,30 @@ const COLUMNS: [(&str, &str); 33] = [
     ("hash", "/chain/hash"),
 ];
 
+/// What OCSF has no attribute for, or only a coarser one. It stands in `unmapped` under its last name.
+const UNMAPPED: [&str; 20] = [
+    "/http/template",
+    "/http/params",
+    "/http/target_h",
+    "/http/host_h",
+    "/http/query_names",
+    "/decision/shadow",
+    "/subject/cert_sha256",
+    "/response/request_bytes",
+    "/response/duration_us",
+    "/response/aborted",
+    "/chain",
+    "/conn",
+    "/instance",
+    "/policy",
+    "/svid",
+    "/open",
+    "/checkpoint",
+    "/close",
+    "/gap",
+    "/quarantine",
+];
+
 /// The names of the columns.
 pub fn table_head() -> Vec<String> {
     COLUMNS.iter().map(|(name, _)| (*name).to_owned()).collect()
@@ -90,18 +114,17 @@ pub fn ocsf(event: &Value) -> Value {
             "uid": text("/id"),
             "correlation_uid": text("/request/trace_id"),
             "event_code": kind,
+            "log_version": text("/schema"),
             "original_time": text("/time"),
             "sequence": event.pointer("/chain/seq"),
             "log_name": text("/chain/epoch"),
         }),
     );
     out.insert("time".into(), json!(text("/time").and_then(unix_ms)));
-    let chain = event.pointer("/chain").cloned();
-    let unmapped = ["/http/template", "/http/params", "/http/target_h", "/http/query_names", "/instance"];
-    let unmapped = unmapped
+    let unmapped = UNMAPPED
         .iter()
         .filter_map(|at| Some((at.rsplit('/').next()?.to_owned(), event.pointer(at)?.clone())));
-    let unmapped: Map<_, _> = unmapped.chain(chain.map(|chain| ("chain".to_owned(), chain))).collect();
+    let unmapped: Map<_, _> = unmapped.collect();
     out.insert("unmapped".into(), Value::Object(unmapped));
     without_nulls(Value::Object(out))
 }
@@ -129,9 +152,12 @@ fn api_activity(event: &Value) -> Map<String, Value> {
         "status_code": status.map(|status| status.to_string()),
         "status_detail": text("/decision/reason").or(text("/response/reason")),
         "action_id": outcome.map(|outcome| if outcome == "allow" { 1 } else { 2 }),
-        "policy": text("/decision/policy_sha256").map(|sha| json!({
-            "uid": sha, "version": text("/decision/policy_revision"), "name": text("/decision/rule"), "group": text("/decision/role").map(|role| json!({"name": role})),
-        })),
+        "policy": {
+            "uid": text("/decision/policy_sha256"),
+            "version": text("/decision/policy_revision"),
+            "name": text("/decision/rule"),
+            "group": {"name": text("/decision/role")},
+        },
         "actor": {"user": {"uid": text("/subject/spiffe_id"), "type_id": 3, "type": "System"}},
         "api": {
             "operation": operation,

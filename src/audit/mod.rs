@@ -70,7 +70,8 @@ use std::time::Instant;
 pub use account::{Access, AccessKind, Account, Caller, PolicyChange, TrailFacts, account};
 pub use event::{
     AccessComplete, AccessDecision, ConnFacts, ConnFragment, ConnRejected, ControlEvent, Decision, Direction,
-    HttpFacts, InstanceFacts, PolicyFragment, ResponseFacts, ShadowFacts, SubjectFacts, TlsFacts,
+    EVENT_TYPES, HttpFacts, InstanceFacts, PolicyFragment, ResponseFacts, ShadowFacts, SubjectFacts,
+    TlsFacts,
 };
 pub use export::{OCSF_VERSION, ocsf, table_head, table_row};
 pub use progress::SinkStatus;

@@ -248,7 +248,7 @@ fn resource(writer: &Instance<'_>) -> Vec<KeyValue> {
     out.0
 }
 
-/// By OpenTelemetry's semantic conventions where they have a name, else below `phiward.`; docs/audit.md has the table.
+/// By OpenTelemetry's semantic conventions where they have a name, else below `phiward.`; docs/audit-events.md has the table.
 fn attributes(event: &Event<'_>) -> Vec<KeyValue> {
     let mut out = Attributes(Vec::with_capacity(28));
     out.text("phiward.event.id", Some(&event.id));

@@ -1,5 +1,6 @@
 //! Receivers of every form that behave as badly as they are told to: they keep what they stored and all that they were sent.
 
+#![allow(dead_code)] // each test binary uses a part of this
 #![allow(unreachable_pub)]
 
 use std::collections::{BTreeMap, VecDeque};

@@ -1,6 +1,12 @@
 //! What the tests of published schemas share: files as an editor reads them, and a judge for the keywords in use.
 
+#![allow(dead_code)] // each test binary uses a part of this
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+pub mod events;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 use phiward::yaml::{self, Node};
 use serde_json::{Map, Value, json};
@@ -21,7 +27,7 @@ pub fn as_json(node: &Node) -> Value {
     }
 }
 
-/// The keywords of draft 2020-12 that the schema uses, but for `pattern`, which needs a library.
+/// The keywords of draft 2020-12 that the schemas use.
 pub fn accepts(root: &Value, schema: &Value, value: &Value) -> bool {
     let rules = schema.as_object().unwrap();
     rules.iter().all(|(keyword, rule)| {
@@ -77,8 +83,22 @@ pub fn accepts(root: &Value, schema: &Value, value: &Value) -> bool {
             "anyOf" => each(rule).contains(&true),
             "allOf" => !each(rule).contains(&false),
             "not" => !accepts(root, rule, value),
-            "pattern" | "description" | "title" | "$schema" | "$id" | "$defs" => true,
+            "pattern" => value.as_str().is_none_or(|text| matches(rule.as_str().unwrap(), text)),
+            "description" | "title" | "$schema" | "$id" | "$defs" => true,
             other => panic!("the schema uses a keyword that this test does not know: {other}"),
         }
+    })
+}
+
+thread_local! {
+    static PATTERNS: RefCell<BTreeMap<String, regex::Regex>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// Whether the pattern, which is one of our own, occurs in the text. `$` is the end of the text alone, as in ECMA 262.
+fn matches(pattern: &str, text: &str) -> bool {
+    PATTERNS.with_borrow_mut(|known| {
+        let compiled =
+            known.entry(pattern.to_owned()).or_insert_with_key(|pattern| regex::Regex::new(pattern).unwrap());
+        compiled.is_match(text)
     })
 }

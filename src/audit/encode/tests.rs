@@ -155,6 +155,18 @@ fn sorted(value: &Value) -> String {
     }
 }
 
+/// If this fails, the tests here pass over a type of event, or the published list of types is not that of the code.
+#[test]
+fn every_kind_is_every_type_of_the_schema() {
+    let lines = chained(&every_kind("x"), "x");
+    let mut kinds: Vec<_> = lines.iter().map(|line| Record::parse(line).unwrap().kind.to_owned()).collect();
+    kinds.sort();
+    kinds.dedup();
+    let mut types = EVENT_TYPES.to_vec();
+    types.sort_unstable();
+    assert_eq!(kinds, types);
+}
+
 const HOSTILE: [&str; 6] = [
     "records.clinic",
     "",
