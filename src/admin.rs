@@ -92,6 +92,7 @@ impl Health {
                 "spool_bytes": audit.spool_bytes,
                 "free_bytes": audit.free_bytes,
                 "lost_events": audit.lost_events,
+                "coalesced_events": audit.coalesced_events,
                 "sinks": sinks,
                 "last_error": audit.last_error,
             },
@@ -172,6 +173,7 @@ async fn metrics(State(state): State<AdminState>) -> Response {
     m.audit_healthy.set(i64::from(audit.healthy));
     m.audit_free_bytes.set(clamp(audit.free_bytes));
     m.audit_lost_events.set(clamp(audit.lost_events));
+    m.audit_coalesced_events.set(clamp(audit.coalesced_events));
     match m.render() {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),

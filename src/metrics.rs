@@ -40,6 +40,8 @@ pub struct Metrics {
     pub audit_free_bytes: IntGauge,
     /// Events that a failed disk has lost in this epoch.
     pub audit_lost_events: IntGauge,
+    /// Denials that were counted in summaries.
+    pub audit_coalesced_events: IntGauge,
 }
 
 /// One worker's handles.
@@ -122,6 +124,10 @@ impl Metrics {
             audit_spool_bytes: gauge("audit_spool_bytes", "Bytes in the spool.")?,
             audit_healthy: gauge("audit_healthy", "1 while the audit trail takes events.")?,
             audit_free_bytes: gauge("audit_free_bytes", "Bytes that the spool has room for.")?,
+            audit_coalesced_events: gauge(
+                "audit_coalesced_events",
+                "Denials that were counted in an audit.summary, or will be.",
+            )?,
             audit_lost_events: gauge("audit_lost_events", "Events that a failed disk has lost.")?,
         };
         metrics.register()?;
@@ -175,7 +181,7 @@ impl Metrics {
     }
 
     fn register(&self) -> Result<(), prometheus::Error> {
-        let all: [Box<dyn prometheus::core::Collector>; 15] = [
+        let all: [Box<dyn prometheus::core::Collector>; 16] = [
             Box::new(self.decisions.clone()),
             Box::new(self.shadow_denials.clone()),
             Box::new(self.responses.clone()),
@@ -191,6 +197,7 @@ impl Metrics {
             Box::new(self.audit_healthy.clone()),
             Box::new(self.audit_free_bytes.clone()),
             Box::new(self.audit_lost_events.clone()),
+            Box::new(self.audit_coalesced_events.clone()),
         ];
         all.into_iter().try_for_each(|metric| self.registry.register(metric))
     }

@@ -108,7 +108,34 @@ async fn record(recorder: &Recorder, number: usize) {
         conn: &conn,
         response,
     });
-    places.conn_rejected(&ConnRejected { time_unix_ns: NOW, conn: self::conn(), reason: "expired" });
+    if number < 10 {
+        places.conn_rejected(&ConnRejected { time_unix_ns: NOW, conn: self::conn(), reason: "expired" });
+    }
+}
+
+/// More denials of one kind than are told one by one, of more paths than a summary tells.
+fn flood(recorder: &Recorder) {
+    let (policy, conn) = (PolicyFragment::new(Some("r1"), HASH), ConnFragment::new(&conn()));
+    let decision =
+        Decision { outcome: "deny", reason: "deny_rule", rule: Some("no-admin"), role: None, shadow: None };
+    for number in 0..40 {
+        let template = format!("/fhir/{}/{{id}}", number % 9);
+        let recorded = recorder.reserve(2).unwrap().decision(&AccessDecision {
+            time_unix_ns: NOW,
+            request_id: &format!("{number:032x}"),
+            trace_id: None,
+            conn: &conn,
+            http: HttpFacts {
+                method: Some("GET"),
+                template: Some(&template),
+                version: "2",
+                ..HttpFacts::default()
+            },
+            decision,
+            policy: Some(&policy),
+        });
+        drop(recorded); // nothing is forwarded
+    }
 }
 
 /// Each event of the control thread, with all its fields.
@@ -142,9 +169,10 @@ fn first_epoch(spool: &Path, writer: &InstanceFacts) -> Vec<ExportLogsServiceReq
         let audit = Audit::start(config(spool), writer, std::slice::from_ref(&sink)).unwrap();
         control_events().into_iter().for_each(|event| audit.control().record(event));
         let recorder = audit.recorder().attach();
-        for number in 0..500 {
+        for number in 0..510 {
             record(&recorder, number).await;
         }
+        flood(&recorder);
         drop(recorder);
         let patience = Duration::from_secs(60);
         let timing = ShipTiming {
@@ -155,7 +183,7 @@ fn first_epoch(spool: &Path, writer: &InstanceFacts) -> Vec<ExportLogsServiceReq
         };
         let to = watch::channel(vec![receiver.addr].into()).1;
         let mut shipper = audit.shipper(&sink, to, None, timing).unwrap();
-        while shipper.finish(patience).await > 0 || audit.status().written_events < 1506 {}
+        while shipper.finish(patience).await > 0 || audit.status().written_events < 1057 {}
         drop(audit); // as a crash would: without `audit.close`
         receiver.seen().into_iter().map(|seen| ExportLogsServiceRequest::decode(seen.body).unwrap()).collect()
     })

@@ -181,6 +181,7 @@ impl Taking {
             "access.decision" => self.decision(event),
             "access.complete" => drop(self.open.remove(&event.request.id)),
             "conn.rejected" => *account.connections_refused.entry(event.decision.reason).or_default() += 1,
+            "audit.summary" => self.summary(event),
             "policy.loaded" | "policy.refused" | "policy.shadow" => self.policy(event),
             "identity.lost" => trail.identities_lost += 1,
             "audit.open" => trail.opened += 1,
@@ -228,6 +229,41 @@ impl Taking {
             span.last = time.into_owned();
         }
         records.extend(record);
+    }
+
+    /// Denials that were counted: so many, of one kind.
+    fn summary(&mut self, event: Event<'_>) {
+        let Event { subject, instance, decision, summary, .. } = event;
+        if summary.of == "conn.rejected" {
+            *self.account.connections_refused.entry(decision.reason).or_default() += summary.count;
+            return;
+        }
+        *self.account.outcomes.entry(decision.outcome.clone()).or_default() += summary.count;
+        if !subject.spiffe_id.is_empty() {
+            let caller = self.account.identities.entry(subject.spiffe_id.clone()).or_default();
+            caller.refused += summary.count;
+        }
+        let template = match &summary.templates[..] {
+            [one] if !summary.more_templates => one.clone(),
+            _ => String::new(),
+        };
+        let kind = AccessKind {
+            service: instance.service,
+            identity: subject.spiffe_id,
+            outcome: decision.outcome,
+            reason: decision.reason,
+            role: decision.role,
+            rule: decision.rule,
+            method: String::new(),
+            template,
+        };
+        let new = || {
+            (Span { requests: 0, first: summary.first.clone(), last: summary.last.clone() }, HashSet::new())
+        };
+        let (span, _) = self.access.entry(kind).or_insert_with(new);
+        span.requests += summary.count;
+        span.first = span.first.clone().min(summary.first);
+        span.last = span.last.clone().max(summary.last);
     }
 
     fn policy(&mut self, event: Event<'_>) {
@@ -297,6 +333,8 @@ struct Event<'l> {
     policy: Policy,
     #[serde(default)]
     gap: Gap,
+    #[serde(default)]
+    summary: Summary,
 }
 
 #[derive(Default, Deserialize)]
@@ -346,4 +384,15 @@ struct Policy {
 struct Gap {
     allowed: u64,
     denied: u64,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Summary {
+    count: u64,
+    first: String,
+    last: String,
+    more_templates: bool,
+    of: String,
+    templates: Vec<String>,
 }

@@ -1,14 +1,14 @@
 //! Turns events into canonical JSON, in two pieces around the members `id` and `instance`.
 //!
 //! Owns the order of members (RFC 8785 section 3.2.3: chain, checkpoint, close, conn, decision, gap, http | id, instance | open, policy,
-//! quarantine, request, response, schema, subject, svid, time, type). A worker encodes the pieces; the writer, who alone
+//! quarantine, request, response, schema, subject, summary, svid, time, type). A worker encodes the pieces; the writer, who alone
 //! knows the sequence number, puts `chain` before, `id` and `instance` between. Knows nothing of files or hashes.
 
 use super::binding::Binding;
 use super::clock::InstantText;
 use super::event::{
-    AccessComplete, AccessDecision, ConnFragment, ConnRejected, ControlEvent, EVENT_TYPES, HttpFacts,
-    InstanceFacts,
+    AccessComplete, AccessDecision, ConnFragment, ConnRejected, ControlEvent, Decision, EVENT_TYPES,
+    HttpFacts, InstanceFacts, PolicyFragment,
 };
 use super::json::{self, Members};
 use super::pseudonym::Pseudonym;
@@ -67,20 +67,7 @@ impl Batch {
         let out = &mut self.bytes;
         out.extend_from_slice(ev.conn.conn.as_bytes());
         let mut head = Members::new(out);
-        head.object("decision", |m| {
-            m.code("outcome", ev.decision.outcome);
-            m.fragment(ev.policy.map_or("", |policy| &policy.0));
-            m.code("reason", ev.decision.reason);
-            m.text_opt("role", ev.decision.role);
-            m.text_opt("rule", ev.decision.rule);
-            if let Some(shadow) = &ev.decision.shadow {
-                m.object("shadow", |m| {
-                    m.text("outcome", shadow.outcome);
-                    m.text("reason", shadow.reason);
-                    m.text_opt("rule", shadow.rule);
-                });
-            }
-        });
+        decision(&mut head, &ev.decision, ev.policy);
         head.object("http", |m| http(m, &ev.http));
         let head_end = out.len();
         let mut tail = Members::new(out);
@@ -107,16 +94,41 @@ impl Batch {
         self.end(head_end, ev.conn.subject.as_bytes(), clock, ev.time_unix_ns, "access.complete");
     }
 
-    pub(crate) fn conn_rejected(&mut self, ev: &ConnRejected<'_>, clock: &mut InstantText) {
-        let conn = ConnFragment::new(&ev.conn);
+    pub(crate) fn conn_rejected(
+        &mut self,
+        ev: &ConnRejected<'_>,
+        conn: &ConnFragment,
+        clock: &mut InstantText,
+    ) {
         let out = &mut self.bytes;
         out.extend_from_slice(conn.conn.as_bytes());
-        Members::new(out).object("decision", |m| {
-            m.text("outcome", "reject");
-            m.text("reason", ev.reason);
-        });
+        decision(&mut Members::new(out), &ev.decision(), None);
         let head_end = out.len();
         self.end(head_end, conn.subject.as_bytes(), clock, ev.time_unix_ns, "conn.rejected");
+    }
+
+    /// A summary: the members before `id` and the subject as they were encoded before, and what was counted.
+    pub(crate) fn summary(
+        &mut self,
+        (head, subject): (&[u8], &[u8]),
+        clock: &mut InstantText,
+        time: u64,
+        counted: impl FnOnce(&mut Members<'_>),
+    ) {
+        self.bytes.extend_from_slice(head);
+        let head_end = self.bytes.len();
+        let mut middle = subject.to_vec();
+        Members::new(&mut middle).object("summary", counted);
+        self.end(head_end, &middle, clock, time, "audit.summary");
+    }
+
+    /// Takes over the events of another batch.
+    pub(crate) fn append(&mut self, other: &Self) {
+        let from = self.bytes.len();
+        self.bytes.extend_from_slice(&other.bytes);
+        let moved =
+            other.cuts.iter().map(|cut| Cut { head_end: from + cut.head_end, tail_end: from + cut.tail_end });
+        self.cuts.extend(moved);
     }
 
     pub(crate) fn control(&mut self, ev: &ControlEvent, clock: &mut InstantText) {
@@ -334,6 +346,24 @@ pub(crate) fn instance(facts: &InstanceFacts) -> Vec<u8> {
         m.text("version", &facts.version);
     });
     out
+}
+
+/// The member `decision`.
+pub(crate) fn decision(m: &mut Members<'_>, decision: &Decision<'_>, policy: Option<&PolicyFragment>) {
+    m.object("decision", |m| {
+        m.code("outcome", decision.outcome);
+        m.fragment(policy.map_or("", |policy| &policy.0));
+        m.code("reason", decision.reason);
+        m.text_opt("role", decision.role);
+        m.text_opt("rule", decision.rule);
+        if let Some(shadow) = &decision.shadow {
+            m.object("shadow", |m| {
+                m.text("outcome", shadow.outcome);
+                m.text("reason", shadow.reason);
+                m.text_opt("rule", shadow.rule);
+            });
+        }
+    });
 }
 
 fn request(m: &mut Members<'_>, id: &str, trace_id: Option<&str>) {

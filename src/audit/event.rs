@@ -13,7 +13,7 @@ use super::json::Members;
 use super::pseudonym::Pseudonym;
 
 /// Every `type` that an event of schema `phiward.audit/1` can have.
-pub const EVENT_TYPES: [&str; 13] = [
+pub const EVENT_TYPES: [&str; 14] = [
     "access.decision",
     "access.complete",
     "conn.rejected",
@@ -26,6 +26,7 @@ pub const EVENT_TYPES: [&str; 13] = [
     "audit.checkpoint",
     "audit.close",
     "audit.gap",
+    "audit.summary",
     "audit.quarantine",
 ];
 
@@ -106,6 +107,8 @@ pub struct SubjectFacts<'a> {
 pub struct ConnFragment {
     pub(super) conn: Box<str>,
     pub(super) subject: Box<str>,
+    /// The member `conn` of a summary, which many connections have a part in.
+    pub(super) origin: Box<str>,
 }
 
 impl ConnFragment {
@@ -121,6 +124,12 @@ impl ConnFragment {
                 m.text_opt("tls_version", facts.tls.map(|tls| tls.version));
             });
         });
+        let origin = encoded(|m| {
+            m.object("conn", |m| {
+                m.text("direction", facts.direction.as_str());
+                m.text("listener", facts.listener);
+            });
+        });
         let subject = encoded(|m| {
             if let Some(subject) = facts.subject {
                 m.object("subject", |m| {
@@ -129,7 +138,7 @@ impl ConnFragment {
                 });
             }
         });
-        Self { conn, subject }
+        Self { conn, subject, origin }
     }
 }
 
@@ -255,7 +264,13 @@ pub struct ConnRejected<'a> {
     /// Where it came from and to.
     pub conn: ConnFacts<'a>,
     /// A code from the closed list of reasons, such as `no_certificate`; never text of the peer.
-    pub reason: &'a str,
+    pub reason: &'static str,
+}
+
+impl ConnRejected<'_> {
+    pub(super) fn decision(&self) -> Decision<'static> {
+        Decision { outcome: "reject", reason: self.reason, rule: None, role: None, shadow: None }
+    }
 }
 
 /// What the control thread records. `time_unix_ns` is in nanoseconds since 1970 everywhere.

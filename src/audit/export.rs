@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 pub const OCSF_VERSION: &str = "1.5.0";
 
 /// The columns of a table, in order: name, and where the event has it.
-const COLUMNS: [(&str, &str); 33] = [
+const COLUMNS: [(&str, &str); 34] = [
     ("time", "/time"),
     ("type", "/type"),
     ("outcome", "/decision/outcome"),
@@ -42,12 +42,13 @@ const COLUMNS: [(&str, &str); 33] = [
     ("policy_revision", "/decision/policy_revision"),
     ("policy_sha256", "/decision/policy_sha256"),
     ("cert_sha256", "/subject/cert_sha256"),
+    ("count", "/summary/count"),
     ("id", "/id"),
     ("hash", "/chain/hash"),
 ];
 
 /// What OCSF has no attribute for, or only a coarser one. It stands in `unmapped` under its last name.
-const UNMAPPED: [&str; 20] = [
+const UNMAPPED: [&str; 21] = [
     "/http/template",
     "/http/params",
     "/http/target_h",
@@ -67,6 +68,7 @@ const UNMAPPED: [&str; 20] = [
     "/checkpoint",
     "/close",
     "/gap",
+    "/summary",
     "/quarantine",
 ];
 
@@ -103,6 +105,7 @@ pub fn ocsf(event: &Value) -> Value {
     let mut out = match kind {
         "access.decision" | "access.complete" => api_activity(event),
         "conn.rejected" => network_activity(event),
+        "audit.summary" => summary(event),
         _ => lifecycle(event, kind),
     };
     let product = json!({"name": "phiward", "vendor_name": "phiward", "version": text("/instance/version")});
@@ -184,6 +187,19 @@ fn network_activity(event: &Value) -> Map<String, Value> {
         "action_id": 2,
         "src_endpoint": {"ip": text("/conn/peer_addr"), "name": text("/subject/spiffe_id")},
         "dst_endpoint": {"svc_name": text("/instance/service"), "interface_name": text("/conn/listener")},
+    })));
+    out
+}
+
+/// What the counted denials are one by one, with how many there were and when (the base event's `count`, `start_time`, `end_time`).
+fn summary(event: &Value) -> Map<String, Value> {
+    let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str);
+    let of_requests = text("/summary/of") == Some("access.decision");
+    let mut out = if of_requests { api_activity(event) } else { network_activity(event) };
+    out.extend(object(json!({
+        "count": event.pointer("/summary/count"),
+        "start_time": text("/summary/first").and_then(unix_ms),
+        "end_time": text("/summary/last").and_then(unix_ms),
     })));
     out
 }

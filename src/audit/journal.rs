@@ -6,8 +6,9 @@
 //! appends to the epoch it belongs to.
 //!
 //! A journal has two halves that are filled in turn. A half is begun again only when all its events are in a segment; when
-//! that is not so yet, the events go the long way, through the writer. The file is written full once, at the start, so that
-//! later writes go to pages and blocks that are there: no allocation, no growth, nothing that a full disk can refuse.
+//! that is not so yet, the events go the long way, through the writer. Before them it has slots, for summaries that are not
+//! complete yet (see `kept`). The file is written full once, at the start, so that later writes go to pages and blocks that
+//! are there: no allocation, no growth, nothing that a full disk can refuse.
 //!
 //! Owns the file's format. Knows nothing of waiting, and of the chain only that records have numbers.
 
@@ -21,15 +22,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::encode::Batch;
 use super::segment::Disk;
 
+mod kept;
+
+pub(crate) use kept::{SLOTS, fits_slot};
+
 /// How journal files begin; a number follows.
 const PREFIX: &str = "journal-";
 /// The block before the halves: two marks, and who the events are of.
 const HEADER_BYTES: u64 = 4096;
 /// Marks are written in turn to two slots, so that one is whole whatever happens to the other.
 const MARK_SLOTS: [u64; 2] = [0, 512];
+const HALVES_AT: u64 = HEADER_BYTES + (SLOTS * kept::SLOT_BYTES) as u64;
 const OWNER_AT: u64 = 1024;
 const MARK_MAGIC: u32 = 0x7068_6d31;
-const OWNER_MAGIC: u32 = 0x7068_6f31;
+/// Ends in the version of the file's layout.
+const OWNER_MAGIC: u32 = 0x7068_6f32;
 const FRAME_MAGIC: u32 = 0x7068_6631;
 const FRAME_HEAD: usize = 24;
 /// A half holds what a busy worker records in some milliseconds, and both together stay in a CPU's cache.
@@ -85,7 +92,7 @@ pub(crate) struct Mark {
 
 /// The size of a journal in a spool of `max_bytes`.
 pub(crate) fn bytes(max_bytes: u64) -> u64 {
-    HEADER_BYTES + 2 * half_bytes(max_bytes)
+    HALVES_AT + 2 * half_bytes(max_bytes)
 }
 
 fn half_bytes(max_bytes: u64) -> u64 {
@@ -121,6 +128,26 @@ impl Journal {
         Ok((Self { file, half_bytes, half: 0, at: 0, last: [0; 2], frame }, marker))
     }
 
+    /// Keeps an event that is not in the batch yet: a summary that still counts, or, with its number, one that is complete
+    /// and will be there. It replaces what the slot had.
+    ///
+    /// # Errors
+    /// What the disk says; what the slot had may be gone.
+    ///
+    /// # Panics
+    /// In a debug build, for a slot that is not there or an event that does not fit.
+    pub(crate) fn keep(
+        &mut self,
+        disk: &Disk,
+        slot: usize,
+        number: Option<u64>,
+        (head, tail): (&[u8], &[u8]),
+    ) -> io::Result<()> {
+        debug_assert!(slot < SLOTS && fits_slot(head.len() + tail.len()));
+        kept::encode(&mut self.frame, number, head, tail);
+        disk.write_at(&self.file, &self.frame, HEADER_BYTES + (slot * kept::SLOT_BYTES) as u64)
+    }
+
     /// Writes the events of `batch` after the first `skip` of them. The last one is the worker's event number `last`, and
     /// `appended` of its events are in segments. Gives false when there is no room before more of them are.
     ///
@@ -143,7 +170,7 @@ impl Journal {
             }
             (self.half, self.at) = (other, 0);
         }
-        let offset = HEADER_BYTES + self.half as u64 * self.half_bytes + self.at;
+        let offset = HALVES_AT + self.half as u64 * self.half_bytes + self.at;
         disk.write_at(&self.file, &self.frame, offset)?;
         self.at += len;
         self.last[self.half] = last;
@@ -236,15 +263,17 @@ pub(crate) fn remove_all(dir: &Path) -> io::Result<()> {
 /// The file cannot be read.
 pub(crate) fn read(path: &Path) -> io::Result<Option<Left>> {
     let content = std::fs::read(path)?;
-    let Some((header, halves)) = content.split_at_checked(HEADER_BYTES as usize) else { return Ok(None) };
+    let Some((front, halves)) = content.split_at_checked(HALVES_AT as usize) else { return Ok(None) };
+    let (header, slots) = front.split_at(HEADER_BYTES as usize);
     let Some(owner) = Owner::decode(&header[OWNER_AT as usize..]) else { return Ok(None) };
     let marks = MARK_SLOTS.iter().filter_map(|at| decode_mark(&header[*at as usize..]));
     let mark = marks.max_by_key(|mark| mark.position).unwrap_or_default();
     let mut frames: Vec<(u64, Vec<(u64, Event)>)> =
         halves.chunks(halves.len().div_ceil(2).max(1)).map(read_half).collect();
     frames.sort_by_key(|(first, _)| *first);
-    let events = frames.into_iter().flat_map(|(_, events)| events);
-    let events = events.filter(|(position, _)| *position > mark.position).map(|(_, event)| event).collect();
+    let journaled = frames.into_iter().flat_map(|(_, events)| events);
+    let events = kept::join(journaled, slots).filter(|(position, _)| *position > mark.position);
+    let events = events.map(|(_, event)| event).collect();
     Ok(Some(Left { owner, mark, events }))
 }
 

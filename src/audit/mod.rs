@@ -20,6 +20,7 @@ mod binding;
 mod chain;
 mod check;
 mod clock;
+mod coalesce;
 mod cursor;
 mod encode;
 mod event;
@@ -190,6 +191,8 @@ pub struct AuditStatus {
     pub healthy: bool,
     /// The last error of the disk, also after it passed.
     pub last_error: Option<String>,
+    /// Denials that were counted in an `audit.summary`, or will be, instead of being events.
+    pub coalesced_events: u64,
     /// Events that were lost because the disk failed for good.
     pub lost_events: u64,
     /// Each sink's state, in the order of the configuration.
@@ -316,6 +319,7 @@ impl StatusReader {
             // Less than a request needs is as good as nothing.
             healthy: shared.health() == Health::Good && free >= 2 * spool::PLACE_BYTES as u64,
             last_error: shared.last_error(),
+            coalesced_events: shared.coalesced_events.load(Ordering::Acquire),
             lost_events: shared.lost_events.load(Ordering::Acquire),
             sinks: sinks.collect(),
         }

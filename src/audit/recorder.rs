@@ -19,8 +19,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::clock::{InstantText, unix_ns};
+use super::coalesce::{Coalescer, Denial, Verdict};
 use super::encode::Batch;
-use super::event::{AccessComplete, AccessDecision, ConnRejected};
+use super::event::{AccessComplete, AccessDecision, ConnFragment, ConnRejected};
 use super::journal::{self, Journal, Owner};
 use super::spool::{Durability, Health, OnFailure, PLACE_BYTES, Shared, WorkerLink};
 use super::wait::{Level, Waiters};
@@ -39,6 +40,8 @@ const COMPANY: Duration = Duration::from_millis(5);
 const MUCH_COMPANY_BYTES: u64 = 64 * 1024;
 /// The most places a worker takes from the spool at once, so that the shared counter is touched once in many requests.
 const LEASE_PLACES: i64 = 32;
+
+const JOURNAL_FAILED: &str = "the audit journal cannot be written: requests are slower until the next start, and each denial is an event";
 
 /// Why no event can be recorded. The request is answered 503 with this code: `audit_unavailable`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -89,6 +92,7 @@ impl RecorderSeed {
             clock: RefCell::new(InstantText::new()),
             recorded: Cell::new(0),
             recorded_bytes: Cell::new(0),
+            coalescer: RefCell::new(Coalescer::new()),
             journal: RefCell::new(journal),
             journaled: Cell::new(0),
             settled: Cell::new(0),
@@ -175,6 +179,19 @@ impl Reservation {
             self.worker.shared.gap.count(ev.decision.outcome == "allow", ev.time_unix_ns);
             return Recorded { worker: self.worker.clone(), position: 0 };
         }
+        if is_denial(ev.decision.outcome) {
+            let denial = Denial {
+                time_unix_ns: ev.time_unix_ns,
+                of: "access.decision",
+                conn: ev.conn,
+                decision: ev.decision,
+                policy: ev.policy,
+                template: ev.http.template,
+            };
+            if self.coalesce(&denial) {
+                return Recorded { worker: self.worker.clone(), position: 0 };
+            }
+        }
         self.push(Haste::AtOnce, |batch, clock| batch.decision(ev, clock))
     }
 
@@ -196,8 +213,30 @@ impl Reservation {
         if self.counts_only {
             return self.worker.shared.gap.count(false, ev.time_unix_ns);
         }
-        // Nothing is forwarded, so nobody waits.
-        let _ = self.push(Haste::InCompany, |batch, clock| batch.conn_rejected(ev, clock));
+        let conn = ConnFragment::new(&ev.conn);
+        let denial = Denial {
+            time_unix_ns: ev.time_unix_ns,
+            of: "conn.rejected",
+            conn: &conn,
+            decision: ev.decision(),
+            policy: None,
+            template: None,
+        };
+        if !self.coalesce(&denial) {
+            // Nothing is forwarded, so nobody waits.
+            let _ = self.push(Haste::InCompany, |batch, clock| batch.conn_rejected(ev, &conn, clock));
+        }
+    }
+
+    /// Counts a denial in a summary; false when it is an event of its own.
+    fn coalesce(&mut self, denial: &Denial<'_>) -> bool {
+        match self.worker.admit(denial) {
+            Verdict::Single => return false,
+            // The summary will be an event, and this request has a place that it will not use.
+            Verdict::First => self.places = self.places.saturating_sub(1),
+            Verdict::Counted => {}
+        }
+        true
     }
 
     fn push(&mut self, haste: Haste, encode: impl FnOnce(&mut Batch, &mut InstantText)) -> Recorded {
@@ -211,6 +250,11 @@ impl Reservation {
         let position = if cfg!(phiward_bench_no_audit) { 0 } else { self.worker.push(haste, encode) };
         Recorded { worker: self.worker.clone(), position }
     }
+}
+
+/// Whether an outcome may be counted with others like it. What failed is told one by one, as what passed is.
+fn is_denial(outcome: &str) -> bool {
+    matches!(outcome, "deny" | "reject")
 }
 
 impl Drop for Reservation {
@@ -304,6 +348,7 @@ struct Worker {
     /// Events, and encoded bytes, ever recorded by this worker.
     recorded: Cell<u64>,
     recorded_bytes: Cell<u64>,
+    coalescer: RefCell<Coalescer>,
     journal: RefCell<Option<Journal>>,
     /// The last event that the journal has.
     journaled: Cell<u64>,
@@ -384,6 +429,44 @@ impl Worker {
         self.recorded.get()
     }
 
+    /// Counts a denial with others like it, or lets it be an event. Without a journal a count would end with the process.
+    fn admit(&self, denial: &Denial<'_>) -> Verdict {
+        if self.journal.borrow().is_none() {
+            return Verdict::Single;
+        }
+        let is_recorded = |number| number == 0 || self.outcome(Level::Written, number) == Some(Ok(()));
+        let verdict = self.coalescer.borrow_mut().admit(denial, Instant::now(), is_recorded);
+        if verdict != Verdict::Single {
+            self.shared.coalesced_events.fetch_add(1, Ordering::Relaxed);
+            // The count is in the journal at the end of the turn, as an event would be.
+            if !self.hasty.replace(true)
+                && let Some(pump) = &*self.pump.borrow()
+            {
+                pump.wake_by_ref();
+            }
+        }
+        verdict
+    }
+
+    /// Makes events of the summaries whose window is over at `now`, or of all.
+    fn end_windows(&self, now: Option<Instant>) {
+        self.coalescer.borrow_mut().end(now, unix_ns(), |slot, summary| {
+            // In the slot it has its number before anything of it is elsewhere, so that it is never recovered twice.
+            let number = self.recorded.get() + 1;
+            let mut journal = self.journal.borrow_mut();
+            let kept = journal.as_mut().map_or(Ok(()), |journal| {
+                let keep = |pieces| journal.keep(&self.shared.disk, slot, Some(number), pieces);
+                summary.pieces().try_for_each(keep)
+            });
+            if let Err(error) = kept {
+                tracing::warn!(%error, "{JOURNAL_FAILED}");
+                *journal = None;
+            }
+            drop(journal);
+            self.push(Haste::InCompany, |batch, _| batch.append(summary))
+        });
+    }
+
     /// Ends a turn of the event loop: after it every request that waits is either woken or waits for the writer.
     fn settle(&self) {
         if !self.journal_turn() {
@@ -406,9 +489,16 @@ impl Worker {
         let Some(open) = journal.as_mut().filter(|_| self.shared.health() == Health::Good) else {
             return false;
         };
+        let disk = &self.shared.disk;
+        let kept = self.coalescer.borrow_mut().grown(|slot, summary| open.keep(disk, slot, None, summary));
         let batch = self.batch.borrow();
         let appended = self.link.written.load(Ordering::Acquire);
-        match open.append(&self.shared.disk, &batch, self.settled.get(), self.recorded.get(), appended) {
+        let outcome = match kept {
+            Ok(()) if self.settled.get() == batch.events() as usize => return true,
+            Ok(()) => open.append(disk, &batch, self.settled.get(), self.recorded.get(), appended),
+            Err(error) => Err(error),
+        };
+        match outcome {
             Ok(true) => {
                 self.settled.set(batch.events() as usize);
                 self.journaled.set(self.recorded.get());
@@ -416,8 +506,10 @@ impl Worker {
             }
             Ok(false) => false,
             Err(error) => {
-                tracing::warn!(%error, "the audit journal cannot be written: requests are slower until the next start");
+                tracing::warn!(%error, "{JOURNAL_FAILED}");
                 *journal = None;
+                drop((journal, batch));
+                self.end_windows(None);
                 false
             }
         }
@@ -480,6 +572,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        self.end_windows(None);
         self.flush();
         let journal = self.journal.take().map_or(0, |_| journal::bytes(self.shared.config.max_bytes) as i64);
         self.shared.free.fetch_add(self.lease.get() * PLACE_BYTES + journal, Ordering::AcqRel);
@@ -496,6 +589,7 @@ async fn pump(worker: Weak<Worker>, link: Arc<WorkerLink>) {
     let mut notified = pin!(link.wake.notified());
     let mut company = pin!(tokio::time::sleep(COMPANY));
     let mut running = false;
+    let mut window = pin!(tokio::time::sleep(Duration::ZERO));
     poll_fn(|cx| {
         let Some(worker) = worker.upgrade() else {
             return Poll::Ready(());
@@ -510,6 +604,16 @@ async fn pump(worker: Weak<Worker>, link: Arc<WorkerLink>) {
                 running = false;
                 worker.timed.set(false);
                 worker.flush();
+            }
+        }
+        let due = worker.coalescer.borrow().due();
+        if let Some(due) = due {
+            if window.deadline() != due {
+                window.as_mut().reset(due);
+            }
+            if window.as_mut().poll(cx).is_ready() {
+                worker.end_windows(Some(due));
+                cx.waker().wake_by_ref(); // for what was recorded just now, and for the next window
             }
         }
         while notified.as_mut().poll(cx).is_ready() {

@@ -47,6 +47,19 @@ pub fn summary(line: &[u8], paint: Paint) -> String {
             write!(out, "{head} connection from {}: {}", text("/conn/peer_addr"), text("/decision/reason"))
                 .and_then(|()| optional(&mut out, " by ", text("/subject/spiffe_id")))
         }
+        "audit.summary" => {
+            let head = painted(
+                &format!("{} {} more", text("/decision/outcome"), number("/summary/count")),
+                "31",
+                paint,
+            );
+            let of = if text("/summary/of") == "conn.rejected" { "connections" } else { "requests" };
+            let since = text("/summary/first").get(11..23).unwrap_or("?");
+            write!(out, "{head} {of} since {since} ({}", text("/decision/reason"))
+                .and_then(|()| optional(&mut out, ": ", text("/decision/rule")))
+                .and_then(|()| out.write_str(")"))
+                .and_then(|()| optional(&mut out, " by ", text("/subject/spiffe_id")))
+        }
         "audit.gap" => {
             let head = painted("audit.gap", "31", paint);
             let (allowed, denied) = (number("/gap/allowed"), number("/gap/denied"));

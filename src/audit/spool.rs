@@ -93,6 +93,8 @@ pub(crate) struct Shared {
     pub(crate) written_bytes: AtomicU64,
     /// Checkpoints among the records.
     pub(crate) checkpoints: AtomicU64,
+    /// Denials that were counted in summaries, or will be.
+    pub(crate) coalesced_events: AtomicU64,
     /// Events that could not be written after the disk failed for good.
     pub(crate) lost_events: AtomicU64,
     /// Workers that were ever attached; each has a journal of its own.
@@ -165,6 +167,7 @@ impl Shared {
             written_events: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
             checkpoints: AtomicU64::new(0),
+            coalesced_events: AtomicU64::new(0),
             lost_events: AtomicU64::new(0),
             attached: AtomicU64::new(0),
             health: AtomicU8::new(Health::Good as u8),
@@ -213,7 +216,8 @@ impl Shared {
 
     /// The least that a segment's removal must leave free before nothing more is removed.
     pub(crate) fn reclaim_below(&self) -> i64 {
-        (self.config.max_bytes / 8) as i64
+        // In a small spool, still room for a worker's journal and for what is under way.
+        (self.config.max_bytes / 8).max(MIN_SPOOL_BYTES / 4) as i64
     }
 
     /// How far every sink that counts has acknowledged: segments with a lower ordinal have done their duty. `None` when

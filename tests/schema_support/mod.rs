@@ -71,6 +71,7 @@ pub fn accepts(root: &Value, schema: &Value, value: &Value) -> bool {
                 value.as_array().is_none_or(|items| items.iter().all(|item| accepts(root, rule, item)))
             }
             "minItems" => count(value.as_array().map(Vec::len), rule),
+            "maxItems" => value.as_array().is_none_or(|items| items.len() as u64 <= rule.as_u64().unwrap()),
             "minProperties" => count(value.as_object().map(Map::len), rule),
             "minLength" => count(value.as_str().map(str::len), rule),
             "maxLength" => value.as_str().is_none_or(|text| text.len() as u64 <= rule.as_u64().unwrap()),

@@ -67,7 +67,12 @@ fn every_kind(text: &str) -> Batch {
     batch.complete(&complete, clock);
     let response = ResponseFacts { reason: Some("upstream_connect"), ..Default::default() };
     batch.complete(&AccessComplete { conn: &bare, response, ..complete }, clock);
-    batch.conn_rejected(&ConnRejected { time_unix_ns: NOW, conn: facts, reason: text }, clock);
+    batch.conn_rejected(&ConnRejected { time_unix_ns: NOW, conn: facts, reason: "expired" }, conn, clock);
+    let counted = |m: &mut Members<'_>| {
+        m.number("count", 7);
+        m.texts("templates", &[text, text]);
+    };
+    batch.summary((conn.origin.as_bytes(), conn.subject.as_bytes()), clock, NOW, counted);
     for event in [
         ControlEvent::PolicyLoaded { time_unix_ns: NOW, revision: some(), sha256: text.into() },
         ControlEvent::PolicyShadow { time_unix_ns: NOW, revision: text.into(), sha256: text.into() },

@@ -127,7 +127,7 @@ fn what_does_not_fit_goes_another_way() {
 fn a_frame_that_was_cut_short_ends_the_journal() {
     let mut written = Written::new();
     assert!(written.append(2, 0));
-    let end = HEADER_BYTES as usize + written.journal.at as usize;
+    let end = HALVES_AT as usize + written.journal.at as usize;
     assert!(written.append(2, 0));
     let whole = std::fs::read(written.path()).unwrap();
     for cut in [
@@ -137,7 +137,7 @@ fn a_frame_that_was_cut_short_ends_the_journal() {
         FRAME_HEAD - 1,
         FRAME_HEAD,
         FRAME_HEAD + 9,
-        written.journal.at as usize - 1 + HEADER_BYTES as usize - end,
+        written.journal.at as usize - 1 + HALVES_AT as usize - end,
     ] {
         let mut torn = whole.clone();
         torn[end + cut..end + written.journal.half_bytes as usize / 2].fill(0);
@@ -151,13 +151,15 @@ fn a_frame_that_was_cut_short_ends_the_journal() {
 fn no_bytes_make_it_panic() {
     let mut written = Written::new();
     assert!(written.append(3, 0));
-    let whole = std::fs::read(written.path()).unwrap();
     let all = pieces(&batch(1, 3));
+    written.journal.keep(&written.disk, 0, None, (&all[0].0, &all[0].1)).unwrap();
+    let whole = std::fs::read(written.path()).unwrap();
     let mut random = fastrand::Rng::with_seed(7);
     for _ in 0..2000 {
         let mut damaged = whole.clone();
         for _ in 0..random.usize(1..4) {
-            let at = random.usize(..HEADER_BYTES as usize + 600);
+            let part = if random.bool() { 0 } else { HALVES_AT as usize };
+            let at = part + random.usize(..HEADER_BYTES as usize + 600);
             damaged[at] = random.u8(..);
         }
         damaged.truncate(random.usize(..=damaged.len()).max(random.usize(..=whole.len())));
@@ -189,4 +191,26 @@ fn journals_are_listed_by_worker_and_removed() {
     assert_eq!(names, ["journal-0", "journal-2", "journal-10"].map(|name| dir.path().join(name)));
     remove_all(dir.path()).unwrap();
     assert!(list(dir.path()).unwrap().is_empty() && dir.path().join("journal-x").exists());
+}
+
+/// If this fails, a summary that a killed process was about to record is lost, comes twice, or comes in another's place.
+#[test]
+fn a_kept_event_is_left_until_it_is_among_the_others() {
+    let mut written = Written::new();
+    let (kept, ended) = (batch(70, 1), batch(80, 1));
+    let (kept, ended) = (pieces(&kept).remove(0), pieces(&ended).remove(0));
+    let keep = |written: &mut Written, slot, number, event: &(Vec<u8>, Vec<u8>)| {
+        written.journal.keep(&written.disk, slot, number, (&event.0, &event.1)).unwrap();
+    };
+    assert!(written.append(2, 0));
+    keep(&mut written, 0, None, &kept);
+    keep(&mut written, SLOTS - 1, Some(3), &ended);
+    assert_eq!(written.left().events, [pieces(&batch(1, 2)), vec![ended, kept.clone()]].concat());
+    assert!(written.append(2, 0), "event 3 is there now");
+    assert_eq!(written.left().events, [pieces(&batch(1, 4)), vec![kept.clone()]].concat());
+    written.marker.mark(&written.disk, Mark { position: 4, next_seq: 9 });
+    assert_eq!(written.left().events, [kept], "and in a segment");
+    let file = OpenOptions::new().write(true).open(written.path()).unwrap();
+    file.write_all_at(b"x", HEADER_BYTES + 30).unwrap();
+    assert_eq!(written.left().events, []);
 }

@@ -375,3 +375,31 @@ fn fsync_forwards_what_is_journaled_and_has_it_written_at_once() {
         assert_eq!(poll(waiting.as_mut()), Poll::Ready(Ok(())));
     });
 }
+
+/// If this fails, a flood is told late or never while its worker runs on, or one summary is journaled as two events.
+#[test]
+fn a_window_ends_after_ten_seconds_with_one_summary() {
+    let (dir, config) = journaled(Durability::Write);
+    let path = dir.path().join("journal-0");
+    on_worker(config, |recorder, _, inbox| async move {
+        for second in 1..=2 {
+            for _ in 0..100 {
+                let _ = decide(&mut recorder.reserve(1).unwrap(), "deny");
+            }
+            turn().await;
+            turn().await;
+            let left = journal::read(&path).unwrap().unwrap().events;
+            assert_eq!(
+                left.len(),
+                20 * second + second,
+                "the count stands in its slot, the summary before it in the journal"
+            );
+            assert!(String::from_utf8_lossy(&left.last().unwrap().1).contains("\"count\":80,"));
+            tokio::time::sleep(Duration::from_secs(11)).await;
+            assert_eq!(recorder.worker.coalescer.borrow().due(), None);
+            let left = journal::read(&path).unwrap().unwrap().events;
+            assert_eq!(left.len(), 20 * second + second, "in the slot with its number until it is journaled");
+        }
+        assert_eq!(write_all(&inbox).iter().sum::<u64>(), 42);
+    });
+}
