@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use common::app::App;
 use common::wire::Wire;
-use common::{Mesh, POLICY, Pki, Setup, Side, WEB, client, eventually};
+use common::{Mesh, POLICY, Pki, Setup, Side, WEB, client, eventually, peer, reloads};
 use serde_json::Value;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
@@ -18,7 +18,7 @@ async fn mesh() -> Mesh {
     Mesh::with(App::answering(OK).await.addr, Setup::default()).await
 }
 
-async fn status(wire: &mut Wire<TcpStream>, target: &str) -> u16 {
+async fn status<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>, target: &str) -> u16 {
     wire.send(format!("GET {target} HTTP/1.1\r\nHost: records.clinic\r\n\r\n")).await;
     wire.response("GET").await.status()
 }
@@ -26,13 +26,6 @@ async fn status(wire: &mut Wire<TcpStream>, target: &str) -> u16 {
 async fn ready(side: &Side) -> (u16, Value) {
     let reply = client::get(side.admin(), "/ready").await;
     (reply.status, serde_json::from_str(reply.text()).unwrap())
-}
-
-async fn reloads(side: &Side, what: &str, result: &str) -> u64 {
-    let metrics = client::get(side.admin(), "/metrics").await;
-    let name = format!("phiward_reloads_total{{result=\"{result}\",what=\"{what}\"}} ");
-    let value = metrics.text().lines().find_map(|line| line.strip_prefix(&name));
-    value.map_or(0, |value| value.parse().unwrap())
 }
 
 /// A folder whose files are behind a symlink that is swapped, as Kubernetes projects a ConfigMap.
@@ -219,4 +212,33 @@ async fn an_svid_whose_time_has_not_come_is_taken_up_when_it_has() {
     let trail = mesh.trail().await;
     let lost = trail.of_type("identity.lost");
     assert_eq!(lost.iter().map(|event| &event["svid"]["reason"]).collect::<Vec<_>>(), ["not_yet_valid"]);
+}
+
+/// If this fails, a CA that was dropped still lets in who connected before, or its end disturbs others.
+#[tokio::test]
+async fn a_withdrawn_ca_closes_what_it_vouched_for_and_nothing_else() {
+    let (mesh, other) = (mesh().await, Pki::new());
+    let bundle = mesh.records.dir.join("bundle.pem");
+    let both = [mesh.pki.ca.cert_pem(), other.ca.cert_pem()].concat();
+    std::fs::write(&bundle, both).unwrap();
+    eventually("both CAs are in use", async || reloads(&mesh.records, "identity", "loaded").await == 1).await;
+    let mut ours = Wire::connect(mesh.outbound()).await;
+    assert_eq!(status(&mut ours, "/open/a").await, 200);
+    let (cert, key) = peer::forged(&other, &[WEB], (-60, 3600));
+    let mut theirs = Vec::new();
+    for _ in 0..3 {
+        let mut wire = Wire::new(peer::http1(mesh.records.inbound(), (&cert, &key)).await);
+        assert_eq!(status(&mut wire, "/open/b").await, 200);
+        theirs.push(wire);
+    }
+    std::fs::write(&bundle, mesh.pki.ca.cert_pem()).unwrap();
+    for wire in &mut theirs {
+        eventually("the connection is closed", async || !wire.fill().await).await;
+    }
+    assert_eq!(status(&mut ours, "/open/c").await, 200);
+    let trail = mesh.trail().await;
+    let rejected = trail.of_type("conn.rejected");
+    let told: Vec<_> =
+        rejected.iter().map(|event| (&event["decision"]["reason"], &event["subject"]["spiffe_id"])).collect();
+    assert_eq!(told, vec![(&Value::from("untrusted_chain"), &Value::from(WEB)); 3]);
 }

@@ -4,17 +4,14 @@
 mod common;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use common::app::{App, accepting};
 use common::wire::{Message, Wire, patiently};
-use common::{Mesh, POLICY, Setup, Trail, WEB, eventually, peer};
-use phiward::tls::dummy_server_name;
+use common::{Mesh, POLICY, Pki, Setup, Side, Trail, WEB, eventually, peer, reloads};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 const ASK: &str = "GET /open/ws HTTP/1.1\r\nHost: records.clinic\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -49,6 +46,14 @@ async fn switched(addr: SocketAddr) -> Wire<TcpStream> {
     wire.send(ASK).await;
     let reply = wire.response("GET").await;
     assert_eq!(reply.status(), 101);
+    wire
+}
+
+/// A stream to the records app, of a caller with this certificate and no sidecar.
+async fn switched_by(mesh: &Mesh, identity: (&str, &str)) -> Wire<TlsStream<TcpStream>> {
+    let mut wire = Wire::new(peer::http1(mesh.records.inbound(), identity).await);
+    wire.send(ASK).await;
+    assert_eq!(wire.response("GET").await.status(), 101);
     wire
 }
 
@@ -232,19 +237,6 @@ async fn a_stream_ends_when_a_policy_takes_its_right_away() {
     assert_eq!(revoked, 1, "{}", trail.text);
 }
 
-/// A stream to the records app, of a caller with this certificate and no sidecar.
-async fn switched_by(mesh: &Mesh, identity: (&str, &str)) -> Wire<TlsStream<TcpStream>> {
-    let mut config = peer::showing(Some(identity));
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let stream = TcpStream::connect(mesh.records.inbound()).await.unwrap();
-    let stream =
-        patiently(TlsConnector::from(Arc::new(config)).connect(dummy_server_name(), stream)).await.unwrap();
-    let mut wire = Wire::new(stream);
-    wire.send(ASK).await;
-    assert_eq!(wire.response("GET").await.status(), 101);
-    wire
-}
-
 /// If this fails, a stream outlives the certificate that it was given on.
 #[tokio::test]
 async fn a_stream_ends_with_its_peers_certificate() {
@@ -268,8 +260,7 @@ async fn a_stream_ends_with_our_own_certificate() {
     std::fs::write(mesh.records.dir.join("svid.pem"), short.cert_pem).unwrap();
     std::fs::write(mesh.records.dir.join("svid.key"), short.key_pem).unwrap();
     eventually("the short-lived SVID is in use", async || {
-        let metrics = common::client::get(mesh.records.admin(), "/metrics").await;
-        metrics.text().contains("phiward_reloads_total{result=\"loaded\",what=\"identity\"} 1")
+        reloads(&mesh.records, "identity", "loaded").await == 1
     })
     .await;
     // A caller without a sidecar, which would end it at the same moment: what it was shown has expired for it too.
@@ -279,4 +270,51 @@ async fn a_stream_ends_with_our_own_certificate() {
     hear(&mut wire, "while it lasts").await;
     eventually("the stream is closed", async || !wire.fill().await).await;
     assert_eq!(completion(&mesh.trail().await)["reason"], "peer_expired");
+}
+
+/// The CAs that a side believes in from now on; it has taken them for good when this returns.
+async fn believes(side: &Side, cas: &[&Pki]) {
+    let before = reloads(side, "identity", "loaded").await;
+    let bundle: String = cas.iter().map(|pki| pki.ca.cert_pem()).collect();
+    std::fs::write(side.dir.join("bundle.pem"), bundle).unwrap();
+    eventually("the bundle is in use", async || reloads(side, "identity", "loaded").await > before).await;
+}
+
+/// If this fails, whoever stole a CA's key keeps the streams that it bought, after everybody has dropped that CA.
+#[tokio::test]
+async fn a_stream_ends_when_the_ca_of_the_caller_is_withdrawn() {
+    let (app, _at_app) = echo("").await;
+    let (mesh, other) = (Mesh::with(app, Setup::default()).await, Pki::new());
+    believes(&mesh.records, &[&mesh.pki, &other]).await;
+    let (cert, key) = peer::forged(&other, &[WEB], (-60, 3600));
+    let mut wire = switched_by(&mesh, (&cert, &key)).await;
+    say(&mut wire.stream, "while it lasts").await;
+    hear(&mut wire, "while it lasts").await;
+    believes(&mesh.records, &[&mesh.pki]).await;
+    eventually("the stream is closed", async || !wire.fill().await).await;
+    assert_eq!(completion(&mesh.trail().await)["reason"], "untrusted_chain");
+}
+
+/// If this fails, our app goes on talking to a server whose CA nobody believes any more.
+#[tokio::test]
+async fn a_stream_ends_when_the_ca_of_the_server_is_withdrawn() {
+    let (app, _at_app) = echo("").await;
+    let (mesh, other) =
+        (Mesh::with(app, Setup { outbound_extra: "audit: all", ..Setup::default() }).await, Pki::new());
+    believes(&mesh.web, &[&mesh.pki, &other]).await;
+    believes(&mesh.records, &[&mesh.pki, &other]).await;
+    let id = phiward::identity::SpiffeId::parse(common::RECORDS).unwrap();
+    let moved = other.ca.issue(&id, Duration::from_secs(3000), rustls_pki_types::UnixTime::now()).unwrap();
+    std::fs::write(mesh.records.dir.join("svid.pem"), moved.cert_pem).unwrap();
+    std::fs::write(mesh.records.dir.join("svid.key"), moved.key_pem).unwrap();
+    eventually("the other CA's SVID is in use", async || {
+        reloads(&mesh.records, "identity", "loaded").await == 2
+    })
+    .await;
+    let mut wire = switched(mesh.outbound()).await;
+    say(&mut wire.stream, "while it lasts").await;
+    hear(&mut wire, "while it lasts").await;
+    believes(&mesh.web, &[&mesh.pki]).await;
+    eventually("the stream is closed", async || !wire.fill().await).await;
+    assert_eq!(completion(&mesh.trails().await.1)["reason"], "untrusted_chain");
 }

@@ -16,11 +16,11 @@ use super::{AnchorError, Leaf, SvidError, TrustDomain, Usage};
 pub const MAX_INTERMEDIATES: usize = 6;
 
 /// The bundles of all trust domains that this workload accepts: its own and its partners'.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Bundles(Vec<(TrustDomain, Bundle)>);
 
 /// The CA certificates of one trust domain.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Bundle {
     anchors: Vec<TrustAnchor<'static>>,
     limits: Vec<AnchorLimits>, // one for each anchor, same order
@@ -28,7 +28,7 @@ pub struct Bundle {
 
 /// What a CA certificate says of itself and a bare trust anchor (name and key, RFC 5280 section 6.1.1) leaves out.
 /// Operators expect an expired CA and a path length to count, as they do in Go and OpenSSL.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct AnchorLimits {
     not_before: i64,
     not_after: i64,

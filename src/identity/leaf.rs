@@ -16,7 +16,7 @@ use x509_parser::prelude::FromDer;
 use super::{SpiffeId, SvidError};
 
 /// What a certificate is used for in one handshake.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Usage {
     /// A peer that connected to us.
     Client,

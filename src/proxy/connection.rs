@@ -6,6 +6,7 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -27,9 +28,12 @@ use super::hangup;
 use super::http2;
 use super::linger::Linger;
 use super::listener::Slot;
+use super::outcome::PEER_EXPIRED;
+use super::vouched::Tenure;
 use crate::audit::{self, ConnFacts, ConnRejected, SubjectFacts, TlsFacts};
 use crate::config::Limits;
-use crate::tls;
+use crate::identity::Usage;
+use crate::tls::{self, TlsSettings};
 
 /// hyper's settings, made once a worker.
 pub(crate) struct Builders {
@@ -84,13 +88,17 @@ async fn serve_mesh(
         // Who has not said who it is by now is as one who comes after the listener closed.
         () = drain.begun() => return,
     };
-    let stream = match shaken {
-        Ok(stream) => stream,
+    let (settings, stream) = match shaken {
+        Ok(shaken) => shaken,
         Err(reason) => return reject(&worker, &listener, addr, reason, None),
     };
     let tls = stream.get_ref().1;
     let Ok(peer) = tls::peer_cert(tls) else {
         return reject(&worker, &listener, addr, "svid_unreadable", None);
+    };
+    let vouched = match worker.peers.join(&settings, tls, &peer, Usage::Client) {
+        Ok(vouched) => vouched,
+        Err(reason) => return reject(&worker, &listener, addr, reason, None),
     };
     let h2 = tls.alpn_protocol() == Some(b"h2");
     let fragment = audit::ConnFragment::new(&ConnFacts {
@@ -104,13 +112,14 @@ async fn serve_mesh(
         }),
         subject: Some(SubjectFacts { spiffe_id: peer.id.as_str(), cert_sha256: &peer.sha256_hex }),
     });
-    let own = worker.tls.borrow().material().svid.clone();
+    let own = &settings.material().svid;
     let by = own.id();
     let told = format!("By={by};Hash={};URI={}", peer.sha256_hex, peer.id);
     let told_to_app = HeaderValue::try_from(told).ok(); // SPIFFE IDs hold only visible ASCII
     // What was shown in this handshake, on either side, vouches for the connection until then and no longer.
-    let life = retirement(peer.not_after.min(own.not_after()));
-    let peer = PeerId { id: peer.id, cert_sha256: peer.sha256_hex, life, told_to_app };
+    let (retire_at, end) = retirement(peer.not_after.min(own.not_after()));
+    let tenure = Tenure { end, vouched };
+    let peer = PeerId { id: peer.id, cert_sha256: peer.sha256_hex, retire_at, tenure, told_to_app };
     let conn = ConnContext::new(worker, listener, Some(peer), fragment, None, h2, slot);
     // A task of its own: this one's memory, most of it the handshake's, is not kept for as long as the connection lives.
     drop(tokio::task::spawn_local(serve_http(conn, stream, h2, addr)));
@@ -148,11 +157,16 @@ async fn serve_plain(
 }
 
 /// TLS, within the time and the number of handshakes at a time that the limits allow.
-async fn handshake(worker: &Worker, stream: TcpStream) -> Result<TlsStream<TcpStream>, &'static str> {
+/// Gives the settings that it was done by, too.
+async fn handshake(
+    worker: &Worker,
+    stream: TcpStream,
+) -> Result<(Arc<TlsSettings>, TlsStream<TcpStream>), &'static str> {
     let timed = tokio::time::timeout(worker.limits.handshake_timeout, async {
         let _turn = worker.handshakes.acquire().await.map_err(|_| "shutting_down")?;
-        let config = worker.tls.borrow().server();
-        TlsAcceptor::from(config).accept(stream).await.map_err(|error| tls::handshake_code(&error))
+        let settings = worker.tls.borrow().clone();
+        let accepted = TlsAcceptor::from(settings.server()).accept(stream).await;
+        Ok((settings, accepted.map_err(|error| tls::handshake_code(&error))?))
     });
     timed.await.unwrap_or(Err("handshake_timeout"))
 }
@@ -228,9 +242,11 @@ where
             served = drive(serving.as_mut(), &conn, |c| c.graceful_shutdown()) => served,
         };
         match served {
-            Some(Err(error)) if error.is_parse_too_large() => Some("head_too_large"),
-            Some(Err(error)) if error.is_parse() => Some("malformed_http"),
-            _ => None,
+            Err(PEER_EXPIRED) => None,
+            Err(reason) => Some(reason),
+            Ok(Err(error)) if error.is_parse_too_large() => Some("head_too_large"),
+            Ok(Err(error)) if error.is_parse() => Some("malformed_http"),
+            Ok(_) => None,
         }
     }
 }
@@ -249,7 +265,12 @@ where
             () = drain.begun() => return None, // nothing was asked yet
         };
         let ended = match accepted {
-            Ok(mut serving) => drive(serving.as_mut(), &conn, |serving| serving.get_mut().finish()).await?,
+            Ok(mut serving) => {
+                match drive(serving.as_mut(), &conn, |serving| serving.get_mut().finish()).await {
+                    Ok(ended) => ended,
+                    Err(reason) => return (reason != PEER_EXPIRED).then_some(reason),
+                }
+            }
             Err(error) => Err(error),
         };
         let error = ended.err()?;
@@ -283,40 +304,55 @@ fn plain_facts(listener: &ListenerContext, addr: ClientAddr) -> ConnFacts<'_> {
     ConnFacts { direction, listener: &listener.name, peer: addr.0, tls: None, subject: None }
 }
 
-/// Serves until the connection ends by itself, a drain asks it to finish, or its peer's certificate runs out. `finish`
-/// tells it to end what it has and take nothing new. Returns how it ended, or nothing when the certificate ended it.
+/// Serves until the connection ends by itself, a drain asks it to finish, or what it stands on is over. `finish` tells it to
+/// end what it has and take nothing new.
+///
+/// # Errors
+/// Why access ended, whatever was under way.
 async fn drive<C: Future>(
     mut conn: Pin<&mut C>,
     context: &ConnContext,
     finish: impl FnOnce(Pin<&mut C>),
-) -> Option<C::Output> {
-    let life = context.peer.as_ref().map(|peer| peer.life);
+) -> Result<C::Output, &'static str> {
+    let peer = context.peer.as_ref();
+    let mut lost = std::pin::pin!(async {
+        match peer {
+            None => std::future::pending().await,
+            Some(peer) => peer.tenure.vouched.lost().await,
+        }
+    });
     let mut drain = context.worker.drain.clone();
-    let mut finishing = std::pin::pin!(async {
-        match life {
-            None => drain.begun().await,
-            Some((retire_at, _)) => {
+    {
+        let mut finishing = std::pin::pin!(async {
+            match peer {
+                None => drain.begun().await,
                 // Whichever comes first.
-                drop(tokio::time::timeout_at(retire_at, drain.begun()).await);
+                Some(peer) => drop(tokio::time::timeout_at(peer.retire_at, drain.begun()).await),
             }
+        });
+        let asked = poll_fn(|cx: &mut Context<'_>| {
+            if let Poll::Ready(ended) = conn.as_mut().poll(cx) {
+                return Poll::Ready(Some(Ok(ended)));
+            }
+            if let Poll::Ready(reason) = lost.as_mut().poll(cx) {
+                return Poll::Ready(Some(Err(reason)));
+            }
+            finishing.as_mut().poll(cx).map(|()| None)
+        });
+        if let Some(ended) = asked.await {
+            return ended;
         }
-    });
-    let asked = poll_fn(|cx: &mut Context<'_>| {
-        if let Poll::Ready(ended) = conn.as_mut().poll(cx) {
-            return Poll::Ready(Some(ended));
-        }
-        finishing.as_mut().poll(cx).map(|()| None)
-    });
-    if let Some(ended) = asked.await {
-        return Some(ended);
     }
     finish(conn.as_mut());
-    match life {
-        None => Some(conn.await),
-        // Access ends with the certificate that it was given on, whatever is under way.
-        Some((_, end)) => tokio::time::timeout_at(end, conn).await.ok(),
+    let Some(peer) = peer else { return Ok(conn.await) };
+    tokio::select! {
+        biased;
+        ended = conn => Ok(ended),
+        reason = lost => Err(reason),
+        () = tokio::time::sleep_until(peer.tenure.end) => Err(PEER_EXPIRED),
     }
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,6 +19,7 @@ use super::linger::Remainder;
 use super::listener::Slot;
 use super::patience::{Owing, Patience};
 use super::upstream::Upstream;
+use super::vouched::{Peers, Tenure};
 use crate::audit;
 use crate::config::Limits;
 use crate::drain::DrainWatch;
@@ -36,6 +37,8 @@ pub(crate) struct Worker {
     pub(crate) owing: Owing,
     pub(crate) ids: IdSource,
     pub(crate) tls: watch::Receiver<Arc<TlsSettings>>,
+    /// What its mesh connections stand on.
+    pub(crate) peers: Rc<Peers>,
     pub(crate) pseudonyms: Arc<audit::PseudonymKey>,
     pub(crate) limits: Limits,
     pub(crate) handshakes: Rc<Semaphore>,
@@ -123,8 +126,10 @@ pub(crate) struct Route {
 pub(crate) struct PeerId {
     pub(crate) id: SpiffeId,
     pub(crate) cert_sha256: String,
-    /// When the connection takes nothing new, and when it ends: with the peer's certificate.
-    pub(crate) life: (tokio::time::Instant, tokio::time::Instant),
+    /// When the connection takes nothing new.
+    pub(crate) retire_at: tokio::time::Instant,
+    /// Until when it lives at all.
+    pub(crate) tenure: Tenure,
     /// `x-forwarded-client-cert` for the app.
     pub(crate) told_to_app: Option<HeaderValue>,
 }

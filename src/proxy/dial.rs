@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,7 +19,8 @@ use super::http1::{self, Io};
 use super::http2;
 use super::outcome::Failure;
 use super::upstream::{Protocol, UpstreamSettings};
-use crate::identity::SpiffeId;
+use super::vouched::{Peers, Tenure};
+use crate::identity::{SpiffeId, Usage};
 use crate::tls::{self, Alpn, TlsSettings};
 
 /// How an upstream is reached.
@@ -34,6 +36,7 @@ pub(crate) struct MeshDialer {
     allowed: Arc<[SpiffeId]>,
     alpn: Alpn,
     settings: RefCell<watch::Receiver<Arc<TlsSettings>>>,
+    peers: Rc<Peers>,
     current: RefCell<Current>,
 }
 
@@ -42,8 +45,7 @@ pub(crate) struct MeshDialer {
 struct Current {
     generation: u64,
     client: Arc<rustls::ClientConfig>,
-    /// When our own SVID runs out, Unix seconds.
-    not_after: i64,
+    settings: Arc<TlsSettings>,
 }
 
 /// The sending end of a new connection.
@@ -53,20 +55,19 @@ pub(crate) enum Sender {
 }
 
 /// How long a connection may take new requests.
-#[derive(Clone, Copy)]
 pub(crate) struct Life {
     generation: u64,
     retire_at: Option<Instant>,
-    ends_at: Option<Instant>,
+    tenure: Option<Tenure>,
 }
 
 /// How long before a certificate expires its connections take nothing new: a tenth of what is left, this at most.
 const RETIRE_MOST: Duration = Duration::from_secs(30);
 
 impl Life {
-    /// When the first of both certificates runs out, which ends what the connection carries.
-    pub(crate) fn ends_at(&self) -> Option<Instant> {
-        self.ends_at
+    /// What ends the connection with all that it carries.
+    pub(crate) fn tenure(&self) -> Option<&Tenure> {
+        self.tenure.as_ref()
     }
 
     /// Whether the connection may take another request.
@@ -89,6 +90,7 @@ impl Dialer {
     /// The mesh dialer for peers that are one of `allowed`.
     pub(crate) fn mesh(
         mut settings: watch::Receiver<Arc<TlsSettings>>,
+        peers: Rc<Peers>,
         allowed: Arc<[SpiffeId]>,
         alpn: Alpn,
     ) -> Self {
@@ -97,6 +99,7 @@ impl Dialer {
             allowed,
             alpn,
             settings: RefCell::new(settings),
+            peers,
             current: RefCell::new(current),
         })
     }
@@ -134,24 +137,27 @@ impl Dialer {
                 Protocol::H1 => http1(Io::Plain(stream), settings, None),
                 Protocol::H2 => http2(stream, settings, None).await?,
             };
-            return Ok((sender, Life { generation: 0, retire_at: None, ends_at: None }));
+            return Ok((sender, Life { generation: 0, retire_at: None, tenure: None }));
         };
-        let Current { generation, client, not_after } = mesh.renewed(Current::clone);
+        let Current { generation, client, settings: by } = mesh.renewed(Current::clone);
         let stream = TlsConnector::from(client)
             .connect(tls::dummy_server_name(), stream)
             .await
             .map_err(|error| failure_of(&error))?;
         let peer = tls::peer_cert(stream.get_ref().1).map_err(|_| Failure::IDENTITY)?;
+        let joined = mesh.peers.join(&by, stream.get_ref().1, &peer, Usage::Server);
+        let vouched = joined.map_err(|_| Failure::IDENTITY)?;
         let spoken = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         if spoken != (settings.protocol == Protocol::H2) {
             return Err(Failure::TLS);
         }
-        let (retire_at, end) = retirement(peer.not_after.min(not_after));
+        let (retire_at, end) = retirement(peer.not_after.min(by.material().svid.not_after()));
+        let tenure = Some(Tenure { end, vouched });
         let sender = match settings.protocol {
-            Protocol::H1 => http1(Io::Tls(Box::new(stream)), settings, Some(end)),
-            Protocol::H2 => http2(stream, settings, Some(end)).await?,
+            Protocol::H1 => http1(Io::Tls(Box::new(stream)), settings, tenure.clone()),
+            Protocol::H2 => http2(stream, settings, tenure.clone()).await?,
         };
-        Ok((sender, Life { generation, retire_at: Some(retire_at), ends_at: Some(end) }))
+        Ok((sender, Life { generation, retire_at: Some(retire_at), tenure }))
     }
 }
 
@@ -169,9 +175,9 @@ impl MeshDialer {
 }
 
 impl Current {
-    fn of(settings: &TlsSettings, allowed: &Arc<[SpiffeId]>, alpn: Alpn, generation: u64) -> Self {
+    fn of(settings: &Arc<TlsSettings>, allowed: &Arc<[SpiffeId]>, alpn: Alpn, generation: u64) -> Self {
         let client = settings.client(allowed.clone(), alpn);
-        Self { generation, client, not_after: settings.material().svid.not_after() }
+        Self { generation, client, settings: settings.clone() }
     }
 }
 
@@ -182,25 +188,29 @@ fn failure_of(error: &std::io::Error) -> Failure {
     }
 }
 
-fn http1(io: Io, settings: &UpstreamSettings, end: Option<Instant>) -> Sender {
-    Sender::H1(http1::Connection::new(io, settings.head_bytes as usize, end))
+fn http1(io: Io, settings: &UpstreamSettings, tenure: Option<Tenure>) -> Sender {
+    Sender::H1(http1::Connection::new(io, settings.head_bytes as usize, tenure))
 }
 
-async fn http2<T>(io: T, settings: &UpstreamSettings, end: Option<Instant>) -> Result<Sender, Failure>
+async fn http2<T>(io: T, settings: &UpstreamSettings, tenure: Option<Tenure>) -> Result<Sender, Failure>
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let (connection, driver) = http2::connect(io, settings).await.map_err(|_| Failure::CONNECT)?;
-    drive(driver, end);
+    drive(driver, tenure);
     Ok(Sender::H2(connection))
 }
 
-/// Drives a connection on this worker until it closes, or its peer's certificate expires.
-fn drive(conn: impl Future<Output = ()> + 'static, end: Option<Instant>) {
+/// Drives a connection on this worker until it closes, or what it stands on is over.
+fn drive(conn: impl Future<Output = ()> + 'static, tenure: Option<Tenure>) {
     let task = async move {
-        match end {
+        match tenure {
             None => conn.await,
-            Some(end) => drop(tokio::time::timeout_at(end, conn).await),
+            Some(tenure) => tokio::select! {
+                biased;
+                () = conn => {}
+                _ = tenure.over() => {}
+            },
         }
     };
     // The handle is not kept: the connection ends with its last sender.

@@ -18,6 +18,7 @@ use super::body::{Inflow, RequestBody};
 use super::clock::Clock;
 use super::dial::{Life, Sender};
 use super::upload::Upload;
+use super::vouched::Tenure;
 use super::{http1, http2};
 
 /// One address of an upstream and this worker's connections to it.
@@ -240,11 +241,11 @@ impl Lease {
         }
     }
 
-    /// When the peer's certificate runs out.
-    pub(crate) fn ends_at(&self) -> Option<Instant> {
+    /// What ends the connection, whatever it carries.
+    pub(crate) fn tenure(&self) -> Option<Tenure> {
         match &self.held {
-            Held::H1(conn, _) => conn.life.ends_at(),
-            Held::H2(conn, _) => conn.life.ends_at(),
+            Held::H1(conn, _) => conn.life.tenure().cloned(),
+            Held::H2(conn, _) => conn.life.tenure().cloned(),
             Held::Nothing => None,
         }
     }

@@ -26,6 +26,7 @@ mod reply;
 mod upgrade;
 mod upload;
 mod upstream;
+mod vouched;
 mod waiting;
 mod worker;
 

@@ -13,7 +13,6 @@ use http::{Request, Response, StatusCode, Version};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Instant;
 
 use super::authorize::revoked;
 use super::body::{Inflow, ReplyBody};
@@ -22,7 +21,8 @@ use super::endpoint::Lease;
 use super::exchange::Exchange;
 use super::headers;
 use super::http1::Rewound;
-use super::outcome::{ACCESS_REVOKED, Failure, PEER_EXPIRED};
+use super::outcome::{ACCESS_REVOKED, Failure};
+use super::vouched::Tenure;
 
 /// A client's wish to switch protocols, with its half of the connection to come.
 pub(crate) struct Switch {
@@ -85,7 +85,7 @@ impl Switch {
         let asked_for = |p: &HeaderValue| headers::has_token(&self.protocol, p.as_bytes());
         let Some(agreed) = agreed.filter(asked_for) else { return Err(Failure::RESET) };
 
-        let ends_at = lease.ends_at();
+        let tenure = lease.tenure();
         let upstream = lease.take_stream().ok_or(Failure::RESET)?;
 
         exchange.status(StatusCode::SWITCHING_PROTOCOLS.as_u16());
@@ -93,7 +93,7 @@ impl Switch {
         let Self { client, standing, .. } = self;
         drop(tokio::task::spawn_local(async move {
             if let Ok(client) = client.await {
-                carry(client, upstream, &exchange, &standing, ends_at).await;
+                carry(client, upstream, &exchange, &standing, tenure.as_ref()).await;
             }
             drop(lease); // it counts as a request on its way until now
         }));
@@ -112,28 +112,28 @@ async fn carry(
     upstream: Rewound,
     exchange: &Exchange,
     standing: &Standing,
-    upstream_ends_at: Option<Instant>,
+    upstream_tenure: Option<&Tenure>,
 ) {
     let mut client = Counted { stream: TokioIo::new(client), count: |n| exchange.add_request_bytes(n) };
     let mut upstream = Counted { stream: upstream, count: |n| exchange.add_response_bytes(n) };
     let copied =
         tokio::io::copy_bidirectional_with_sizes(&mut client, &mut upstream, COPY_BUFFER, COPY_BUFFER);
-    let client_ends_at = standing.conn.peer.as_ref().map(|peer| peer.life.1);
+    let client_tenure = standing.conn.peer.as_ref().map(|peer| &peer.tenure);
     tokio::select! {
         biased;
         copied = copied => match copied {
             Ok(_) => exchange.response_ended(),
             Err(_) => exchange.fail(Failure::RESET.reason),
         },
-        () = at(client_ends_at) => exchange.fail(PEER_EXPIRED),
-        () = at(upstream_ends_at) => exchange.fail(PEER_EXPIRED),
+        reason = over(client_tenure) => exchange.fail(reason),
+        reason = over(upstream_tenure) => exchange.fail(reason),
         () = revoked(&standing.conn, &standing.head) => exchange.fail(ACCESS_REVOKED),
     }
 }
 
-async fn at(end: Option<Instant>) {
-    match end {
-        Some(end) => tokio::time::sleep_until(end).await,
+async fn over(tenure: Option<&Tenure>) -> &'static str {
+    match tenure {
+        Some(tenure) => tenure.over().await,
         None => std::future::pending().await,
     }
 }

@@ -20,6 +20,7 @@ use super::ids::IdSource;
 use super::listener::Accepted;
 use super::patience::Owing;
 use super::upstream::{Protocol, Upstream, UpstreamSettings};
+use super::vouched::Peers;
 use crate::admin::Health;
 use crate::audit;
 use crate::config::Limits;
@@ -84,11 +85,13 @@ pub(crate) fn run(spec: WorkerSpec, inbox: mpsc::UnboundedReceiver<Accepted>) ->
 
 async fn work(spec: WorkerSpec, mut inbox: mpsc::UnboundedReceiver<Accepted>) {
     let (clock, mut upstreams) = (Rc::new(Clock::new()), Vec::new());
+    let peers = Peers::new(spec.tls.clone());
+    drop(tokio::task::spawn_local(peers.clone().watch()));
     let listeners: Vec<Rc<ListenerContext>> = spec
         .listeners
         .into_iter()
         .map(|listener| {
-            let maker = Maker { limits: &spec.limits, tls: &spec.tls, clock: &clock };
+            let maker = Maker { limits: &spec.limits, tls: &spec.tls, peers: &peers, clock: &clock };
             let direction = maker.direction(listener.name.clone(), listener.direction, &mut upstreams);
             Rc::new(ListenerContext { name: listener.name, direction })
         })
@@ -100,6 +103,7 @@ async fn work(spec: WorkerSpec, mut inbox: mpsc::UnboundedReceiver<Accepted>) {
         owing: Owing::default(),
         ids: IdSource::new(),
         tls: spec.tls,
+        peers,
         pseudonyms: spec.pseudonyms,
         handshakes: Rc::new(Semaphore::new(spec.limits.handshakes)),
         builders: Builders::new(&spec.limits),
@@ -134,6 +138,7 @@ fn take(worker: &Rc<Worker>, listeners: &[Rc<ListenerContext>], accepted: Accept
 struct Maker<'a> {
     limits: &'a Limits,
     tls: &'a watch::Receiver<Arc<TlsSettings>>,
+    peers: &'a Rc<Peers>,
     clock: &'a Rc<Clock>,
 }
 
@@ -176,7 +181,7 @@ impl Maker<'_> {
             Protocol::H1 => Alpn::Http1,
             Protocol::H2 => Alpn::H2,
         };
-        let dialer = Dialer::mesh(self.tls.clone(), spec.identities, alpn);
+        let dialer = Dialer::mesh(self.tls.clone(), self.peers.clone(), spec.identities, alpn);
         Upstream::new(
             spec.name,
             dialer,

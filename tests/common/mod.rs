@@ -129,6 +129,14 @@ workers: 1
     }
 }
 
+/// How often a side has loaded or refused a new version, as its metrics count it.
+pub async fn reloads(side: &Side, what: &str, result: &str) -> u64 {
+    let metrics = client::get(side.admin(), "/metrics").await;
+    let name = format!("phiward_reloads_total{{result=\"{result}\",what=\"{what}\"}} ");
+    let value = metrics.text().lines().find_map(|line| line.strip_prefix(&name));
+    value.map_or(0, |value| value.parse().unwrap())
+}
+
 /// The usual arrangement: a client's sidecar, a server's sidecar and an app.
 pub struct Mesh {
     pub pki: Pki,

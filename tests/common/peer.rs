@@ -42,6 +42,14 @@ pub async fn connect(addr: SocketAddr, dir: &Path, alpn: Alpn) -> TlsStream<TcpS
     patiently(TlsConnector::from(config).connect(dummy_server_name(), stream)).await.unwrap()
 }
 
+/// Connects for HTTP/1.1, showing `identity` and taking any server.
+pub async fn http1(addr: SocketAddr, identity: (&str, &str)) -> TlsStream<TcpStream> {
+    let mut config = showing(Some(identity));
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let stream = TcpStream::connect(addr).await.unwrap();
+    patiently(TlsConnector::from(Arc::new(config)).connect(dummy_server_name(), stream)).await.unwrap()
+}
+
 /// Tries a handshake with `config`, and returns once the server has closed the connection. TLS 1.3 lets a client
 /// believe that it is done before its certificate was judged, so only the end tells.
 pub async fn turned_away(addr: SocketAddr, config: ClientConfig) {

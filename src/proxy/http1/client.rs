@@ -10,7 +10,6 @@ use bytes::{Buf, BytesMut};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use tokio::io::{AsyncReadExt, AsyncWrite};
-use tokio::time::{Instant, Sleep};
 
 use super::Error;
 use super::body::Incoming;
@@ -19,6 +18,7 @@ use super::io::{Io, Rewound};
 use super::send::Outgoing;
 use crate::proxy::body::RequestBody;
 use crate::proxy::upload::Upload;
+use crate::proxy::vouched::Tenure;
 
 /// Room for a read: at first, and at most. It grows with reads that fill it, so that large answers take few system calls, and
 /// shrinks again when most of it stays empty.
@@ -36,8 +36,8 @@ pub(super) struct Wire {
     /// The largest head of a response.
     head_bytes: usize,
     room: Cell<usize>,
-    /// When the peer's certificate runs out.
-    end: RefCell<Option<Pin<Box<Sleep>>>>,
+    /// Ready when the connection must end, whatever it carries.
+    over: RefCell<Option<Pin<Box<dyn Future<Output = ()>>>>>,
     /// Whether the request is out to its last byte.
     sent: Cell<bool>,
     /// Whether the answer was read to its last byte, and another request may follow.
@@ -55,15 +55,19 @@ pub(crate) struct Reply {
 }
 
 impl Connection {
-    /// Speaks over `io`, until `end` at most; a response may have a head of `head_bytes`.
-    pub(crate) fn new(io: Io, head_bytes: usize, end: Option<Instant>) -> Self {
-        let end = end.map(|end| Box::pin(tokio::time::sleep_until(end)));
+    /// Speaks over `io`, within `tenure`; a response may have a head of `head_bytes`.
+    pub(crate) fn new(io: Io, head_bytes: usize, tenure: Option<Tenure>) -> Self {
+        let over = tenure.map(|tenure| -> Pin<Box<dyn Future<Output = ()>>> {
+            Box::pin(async move {
+                let _why = tenure.over().await; // told by the side that serves
+            })
+        });
         Self(Rc::new(Wire {
             io: RefCell::new(io),
             input: RefCell::default(),
             head_bytes,
             room: Cell::new(ROOM_FIRST),
-            end: RefCell::new(end),
+            over: RefCell::new(over),
             sent: Cell::new(true),
             free: Cell::new(true),
         }))
@@ -170,8 +174,8 @@ impl Future for Reply {
 impl Wire {
     /// Reads more; 0 at the end.
     pub(super) fn poll_more(&self, cx: &mut Context<'_>) -> Poll<Result<usize, Error>> {
-        if let Some(end) = &mut *self.end.borrow_mut()
-            && end.as_mut().poll(cx).is_ready()
+        if let Some(over) = &mut *self.over.borrow_mut()
+            && over.as_mut().poll(cx).is_ready()
         {
             return Poll::Ready(Err(Error::Expired));
         }
