@@ -235,22 +235,13 @@ fn unix_now() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::testing::{Forge, NOW, domain, now, pem};
-    use crate::identity::{PemSet, material_from_pem};
+    use crate::identity::testing::{Forge, NOW};
 
     /// If this fails, traffic is sent to a sidecar until its handshakes fail.
     #[test]
     fn an_svid_that_runs_out_is_told_before_it_has() {
         let ca = Forge::new(NOW);
-        let leaf = ca.leaf(|_| {}); // valid for an hour from NOW
-        let (certificate, bundle) = (leaf.cert.pem(), ca.cert.pem());
-        let set = PemSet {
-            certificate: pem("svid.pem", &certificate),
-            private_key: pem("svid.key", &leaf.key_pem),
-            bundle: pem("bundle.pem", &bundle),
-            federation: vec![],
-        };
-        let svid = material_from_pem(&set, &domain("hospital.local"), now()).unwrap().svid;
+        let svid = ca.material().svid; // valid for an hour from NOW
         let end = svid.not_after();
         assert_eq!(Left::of(&svid, end - 60), Left::Enough);
         assert_eq!(Left::of(&svid, end - 59), Left::Little);

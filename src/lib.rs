@@ -9,7 +9,7 @@
 //! The rooms, from the inside out. Each module's first lines say what it owns and what it refuses to know.
 //!
 //! - [`identity`]: SPIFFE IDs, SVIDs, bundles. Pure, but for the files it reads. [`spire`]: the same from a SPIRE
-//!   agent. [`tls`]: rustls settings from them.
+//!   agent. `federation`: bundles from their endpoints. [`tls`]: rustls settings from them.
 //! - [`policy`]: the RBAC file, compiled and decided. Pure: no I/O, no clock, no HTTP types. [`yaml`]: files with places.
 //! - [`audit`]: typed events, the hash chain, the spool on disk, delivery. [`collector`]: the other end of delivery.
 //! - `proxy`: the data path. `proxy/forward.rs` shows a request from top to bottom.
@@ -31,6 +31,7 @@ pub mod collector;
 pub mod config;
 pub mod dev;
 pub mod drain;
+mod federation;
 pub mod identity;
 pub mod logging;
 pub mod metrics;

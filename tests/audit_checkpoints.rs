@@ -34,7 +34,7 @@ impl Workload {
         let set = PemSet {
             certificate: file("svid.pem", svid.cert_pem.as_bytes()),
             private_key: file("svid.key", svid.key_pem.as_bytes()),
-            bundle: file("bundle.pem", ca.cert_pem().as_bytes()),
+            bundle: file("bundle.pem", ca.cert_pem().as_bytes()).into(),
             federation: Vec::new(),
         };
         let material = material_from_pem(&set, &trust_domain, now).unwrap();

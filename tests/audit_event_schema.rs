@@ -18,8 +18,8 @@ use common::schema_support::events::{SCHEMA, judge, takes, types};
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use phiward::audit::{
     AccessComplete, AccessDecision, Audit, ConnFacts, ConnFragment, ConnRejected, ControlEvent, Decision,
-    Direction, EVENT_TYPES, HttpFacts, InstanceFacts, OnFailure, PolicyFragment, PseudonymKey, Recorder,
-    ResponseFacts, ShadowFacts, ShipTiming, SinkKind, SpoolConfig, SubjectFacts, TlsFacts, ocsf,
+    Direction, EVENT_TYPES, HttpFacts, InstanceFacts, OnFailure, PolicyFragment, PostureFacts, PseudonymKey,
+    Recorder, ResponseFacts, ShadowFacts, ShipTiming, SinkKind, SpoolConfig, SubjectFacts, TlsFacts, ocsf,
 };
 use phiward::identity::{FileContents, FilePaths, TrustDomain};
 use prost::Message;
@@ -39,7 +39,7 @@ fn writer() -> InstanceFacts {
     let paths = FilePaths {
         certificate: dir.join("svid.pem"),
         private_key: dir.join("svid.key"),
-        bundle: dir.join("bundle.pem"),
+        bundle: dir.join("bundle.pem").into(),
         federation: Vec::new(),
     };
     let domain = TrustDomain::parse("hospital.local").unwrap();
@@ -50,6 +50,7 @@ fn writer() -> InstanceFacts {
         spiffe_id: Some(common::RECORDS.into()),
         version: "0.1.0".into(),
         svid: Some(material.svid.certified_key().clone()),
+        tls: Some(PostureFacts { min_version: "1.3", post_quantum: "prefer", fips: false }),
         ..instance()
     }
 }

@@ -242,3 +242,38 @@ async fn a_withdrawn_ca_closes_what_it_vouched_for_and_nothing_else() {
         rejected.iter().map(|event| (&event["decision"]["reason"], &event["subject"]["spiffe_id"])).collect();
     assert_eq!(told, vec![(&Value::from("untrusted_chain"), &Value::from(WEB)); 3]);
 }
+
+/// If this fails, a certificate whose key was stolen opens connections, and keeps those it has, although its CA revoked it.
+#[tokio::test]
+async fn a_revoked_certificate_loses_its_connections_and_gets_no_new_one() {
+    let pki = Pki::new();
+    let dir = pki.workload("records", common::RECORDS);
+    std::fs::write(dir.join("policy.yaml"), POLICY).unwrap();
+    std::fs::write(dir.join("ca.crl"), peer::crl(&pki, &[])).unwrap();
+    let app = App::answering(OK).await.addr;
+    let text = format!(
+        "version: 1
+workload: {{service: records, namespace: clinic}}
+identity:
+  trust_domain: hospital.local
+  files: {{certificate: svid.pem, private_key: svid.key, bundle: bundle.pem, crl: ca.crl}}
+audit: {{spool: {{dir: audit}}, key_file: audit-hmac.key}}
+admin: {{bind: \"127.0.0.1:0\"}}
+workers: 1
+inbound: {{listeners: [{{name: api, bind: \"127.0.0.1:0\", app: \"{app}\"}}]}}
+policy: {{file: policy.yaml}}
+limits: {{drain_deadline: 2s}}
+"
+    );
+    let side = Side::start_whole(dir.clone(), &text).await;
+    let (stolen, good) = (peer::forged(&pki, &[WEB], (-60, 3600)), peer::forged(&pki, &[WEB], (-60, 3600)));
+    let mut theirs = Wire::new(peer::http1(side.inbound(), (&stolen.0, &stolen.1)).await);
+    let mut ours = Wire::new(peer::http1(side.inbound(), (&good.0, &good.1)).await);
+    assert_eq!((status(&mut theirs, "/open/a").await, status(&mut ours, "/open/a").await), (200, 200));
+    std::fs::write(dir.join("ca.crl"), peer::crl(&pki, &[&stolen.0])).unwrap();
+    eventually("the connection is closed", async || !theirs.fill().await).await;
+    assert_eq!(status(&mut ours, "/open/b").await, 200);
+    peer::turned_away(side.inbound(), peer::showing(Some((&stolen.0, &stolen.1)))).await;
+    let trail = side.trail().await;
+    assert_eq!(trail.reasons(), ["revoked", "revoked"], "{}", trail.text);
+}

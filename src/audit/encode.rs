@@ -8,7 +8,7 @@ use super::binding::Binding;
 use super::clock::InstantText;
 use super::event::{
     AccessComplete, AccessDecision, ConnFragment, ConnRejected, ControlEvent, Decision, EVENT_TYPES,
-    HttpFacts, InstanceFacts, PolicyFragment,
+    HttpFacts, InstanceFacts, PolicyFragment, PostureFacts,
 };
 use super::json::{self, Members};
 use super::pseudonym::Pseudonym;
@@ -201,7 +201,7 @@ impl Batch {
         }
         let head_end = out.len();
         let kind = match ev {
-            TrailEvent::Open { recovery, lost_bytes, recovered, previous, key } => {
+            TrailEvent::Open { recovery, lost_bytes, recovered, previous, key, tls } => {
                 self.tail().object("open", |m| {
                     m.text_opt("checkpoint_key", key.as_ref().map(|key| key.verifier.as_str()));
                     if *lost_bytes > 0 {
@@ -223,6 +223,13 @@ impl Batch {
                             m.codes("chain", &binding.chain);
                             m.number("scheme", u64::from(binding.scheme));
                             m.plain("signature", |out| out.extend_from_slice(binding.signature.as_bytes()));
+                        });
+                    }
+                    if let Some(tls) = tls {
+                        m.object("tls", |m| {
+                            m.flag("fips", tls.fips);
+                            m.code("min_version", tls.min_version);
+                            m.code("post_quantum", tls.post_quantum);
                         });
                     }
                 });
@@ -282,6 +289,7 @@ pub(crate) enum TrailEvent {
         recovered: u64,
         previous: Option<Previous>,
         key: Option<OpenKey>,
+        tls: Option<PostureFacts>,
     },
     /// What the trail says of itself, signed.
     Checkpoint(Sealed),

@@ -47,6 +47,19 @@ pub struct InstanceFacts {
     pub version: String,
     /// The SVID's key, which vouches for the key that signs checkpoints.
     pub svid: Option<Arc<CertifiedKey>>,
+    /// What its handshakes may agree on; told once an epoch.
+    pub tls: Option<PostureFacts>,
+}
+
+/// What a process' handshakes may agree on.
+#[derive(Debug, Clone, Copy)]
+pub struct PostureFacts {
+    /// The oldest version, such as `1.3`.
+    pub min_version: &'static str,
+    /// Whether a hybrid key exchange comes first: `off` or `prefer`.
+    pub post_quantum: &'static str,
+    /// Whether the cryptography is a FIPS module's.
+    pub fips: bool,
 }
 
 /// Toward the app of this pod, or away from it.

@@ -71,8 +71,8 @@ use std::time::Instant;
 pub use account::{Access, AccessKind, Account, Caller, PolicyChange, TrailFacts, account};
 pub use event::{
     AccessComplete, AccessDecision, ConnFacts, ConnFragment, ConnRejected, ControlEvent, Decision, Direction,
-    EVENT_TYPES, HttpFacts, InstanceFacts, PolicyFragment, ResponseFacts, ShadowFacts, SubjectFacts,
-    TlsFacts,
+    EVENT_TYPES, HttpFacts, InstanceFacts, PolicyFragment, PostureFacts, ResponseFacts, ShadowFacts,
+    SubjectFacts, TlsFacts,
 };
 pub use export::{OCSF_VERSION, ocsf, table_head, table_row};
 pub use progress::SinkStatus;
@@ -230,6 +230,7 @@ impl Audit {
             recovered: found.recovered,
             previous: found.previous,
             key: sealer.open_key(instance),
+            tls: instance.tls,
         };
         let instance = encode::instance(instance);
         let (chain, file) = begin(&config, chain, &mut sealer, &opened, &instance).map_err(io_error)?;

@@ -19,11 +19,18 @@ use clap::{Parser, Subcommand};
 /// A per-pod access proxy for services that exchange protected health information: mTLS, SPIFFE identity, RBAC, and an
 /// audit trail that shows when it was changed.
 #[derive(Debug, Parser)]
-#[command(name = "phiward", version, max_term_width = 100)]
+#[command(name = "phiward", version = VERSION, max_term_width = 100)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+/// With what an auditor asks of a binary.
+const VERSION: &str = if cfg!(feature = "fips") {
+    concat!(env!("CARGO_PKG_VERSION"), " (cryptography: the FIPS module of AWS-LC)")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
 
 #[derive(Debug, Subcommand)]
 enum Command {

@@ -13,9 +13,9 @@ mod sinks;
 use std::path::{Path, PathBuf};
 
 pub use model::{
-    AdminConfig, AppProtocol, AuditConfig, CollectorConfig, Endpoint, IdentityConfig, IdentitySource,
-    InboundConfig, InboundListener, Limits, MeshProtocol, OutboundAudit, OutboundConfig, ProbesConfig,
-    ServiceConfig, SidecarConfig, SinkConfig, SinkTrust, Workload,
+    AdminConfig, AppProtocol, AuditConfig, BundleEndpoint, CollectorConfig, Endpoint, EndpointTrust,
+    IdentityConfig, IdentitySource, InboundConfig, InboundListener, Limits, MeshProtocol, OutboundAudit,
+    OutboundConfig, ProbesConfig, ServiceConfig, SidecarConfig, SinkConfig, SinkTrust, Workload,
 };
 
 use crate::yaml;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::identity::{FilePaths, SpiffeId, TrustDomain};
+use crate::tls::Posture;
 
 /// Everything `phiward run` needs to know.
 #[derive(Debug, Clone)]
@@ -14,6 +15,8 @@ pub struct SidecarConfig {
     pub workload: Workload,
     /// Where the workload's identity comes from.
     pub identity: IdentityConfig,
+    /// What handshakes may agree on.
+    pub tls: Posture,
     /// Toward the app of this pod; absent for a pure caller.
     pub inbound: Option<InboundConfig>,
     /// Away from the app of this pod; absent for a pure server.
@@ -55,10 +58,34 @@ pub struct IdentityConfig {
 /// Who gives a workload its identity.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IdentitySource {
-    /// Files that somebody writes and renews.
-    Files(FilePaths),
+    /// Files that somebody writes and renews, and endpoints that other trust domains publish their bundles at.
+    Files(FilePaths, Vec<BundleEndpoint>),
     /// A SPIRE agent, at this Unix socket. Bundles of other trust domains come from it too.
     Spire(PathBuf),
+}
+
+/// Where another trust domain publishes its bundle.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BundleEndpoint {
+    /// Whose bundle it is.
+    pub trust_domain: TrustDomain,
+    /// The host of its URL.
+    pub host: String,
+    /// The port of its URL.
+    pub port: u16,
+    /// The path of its URL, with the query.
+    pub path: String,
+    /// How it is known.
+    pub trust: EndpointTrust,
+}
+
+/// How a bundle endpoint is known (SPIFFE Federation, section 5.2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EndpointTrust {
+    /// By its host name, by the CAs of a file or (none) those of the system: `https_web`.
+    Web(Option<PathBuf>),
+    /// By its SPIFFE ID: `https_spiffe`.
+    Spiffe(SpiffeId),
 }
 
 /// The mTLS side, in front of the app.
@@ -248,6 +275,8 @@ impl Default for Limits {
 pub struct CollectorConfig {
     /// The collector's own identity.
     pub identity: IdentityConfig,
+    /// What handshakes may agree on.
+    pub tls: Posture,
     /// Where sidecars send their events, over mTLS.
     pub bind: SocketAddr,
     /// The folder of the store.

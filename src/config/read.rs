@@ -96,14 +96,16 @@ impl<'r> Reading<'r> {
             .ok()
     }
 
+    pub(super) fn identity(&self, node: &Node, what: &str) -> Option<SpiffeId> {
+        let text = self.reader.string(node, what)?;
+        SpiffeId::parse(text)
+            .map_err(|error| self.reader.problem(node.at, format!("{what} holds no SPIFFE ID: {error}")))
+            .ok()
+    }
+
     pub(super) fn identities(&self, node: &Node, what: &str) -> Option<Arc<[SpiffeId]>> {
         let items = self.reader.nonempty_list(node, what)?;
-        let ids = items.iter().map(|item| {
-            let text = self.reader.string(item, what)?;
-            SpiffeId::parse(text)
-                .map_err(|error| self.reader.problem(item.at, format!("{what} holds no SPIFFE ID: {error}")))
-                .ok()
-        });
+        let ids = items.iter().map(|item| self.identity(item, what));
         // Collected first, so that every bad item is reported.
         let ids: Vec<Option<SpiffeId>> = ids.collect();
         ids.into_iter().collect()

@@ -13,6 +13,7 @@ pub fn sidecar() -> Value {
             "version": {"const": 1},
             "workload": {"$ref": "#/$defs/workload"},
             "identity": {"$ref": "#/$defs/identity"},
+            "tls": tls(),
             "inbound": {"$ref": "#/$defs/inbound"},
             "outbound": {"$ref": "#/$defs/outbound"},
             "policy": object(&["file"], json!({"file": path("The policy of this service.")})),
@@ -50,6 +51,7 @@ pub fn collector() -> Value {
         json!({
             "version": {"const": 1},
             "identity": {"$ref": "#/$defs/identity"},
+            "tls": tls(),
             "bind": address("mTLS: whoever has a valid SVID of a known trust domain may send."),
             "store": object(&["dir"], json!({"dir": path("What it receives. One process at a time.")})),
             "relays": identities("Who may bring records that others have written."),
@@ -88,12 +90,28 @@ fn identity() -> Value {
             "certificate": path("The SVID and its intermediates, PEM."),
             "private_key": path("Its key, PEM."),
             "bundle": path("CA certificates of the trust domain, PEM."),
+            "crl": path("What these CAs have revoked, PEM."),
         }),
     );
-    let federation = object(
-        &["trust_domain", "bundle"],
-        json!({"trust_domain": trust_domain, "bundle": path("Its CA certificates, PEM.")}),
+    let endpoint = object(
+        &["url", "profile"],
+        json!({
+            "url": {"type": "string", "pattern": "^https://", "description": "Where the trust domain publishes its bundle."},
+            "profile": {"enum": ["https_web", "https_spiffe"], "description": "How the endpoint is known: by its host name, or by its SPIFFE ID."},
+            "ca_file": path("CA certificates for https_web, PEM; the system's where it is left out."),
+            "spiffe_id": {"type": "string", "pattern": "^spiffe://", "description": "Who answers, for https_spiffe."},
+        }),
     );
+    let mut federation = object(
+        &["trust_domain"],
+        json!({
+            "trust_domain": trust_domain,
+            "bundle": path("Its CA certificates, PEM; with an endpoint, until that has answered."),
+            "crl": path("What these CAs have revoked, PEM."),
+            "endpoint": endpoint,
+        }),
+    );
+    federation["anyOf"] = json!([{"required": ["bundle"]}, {"required": ["endpoint"]}]);
     let spire = object(
         &["socket"],
         json!({"socket": {"type": "string", "pattern": "^unix:(//)?/", "description": "The agent's Workload API. Where `spire` is left out: $SPIFFE_ENDPOINT_SOCKET."}}),
@@ -113,6 +131,16 @@ fn identity() -> Value {
         {"properties": {"source": {"const": "spire"}}, "required": ["source"]},
     ]);
     identity
+}
+
+fn tls() -> Value {
+    object(
+        &[],
+        json!({
+            "min_version": {"enum": ["1.3", "1.2"], "description": "`1.3` where it is left out. 1.2: with AEAD and ephemeral keys alone."},
+            "post_quantum": {"enum": ["off", "prefer"], "description": "`off` where it is left out. prefer: X25519MLKEM768 where the peer has it."},
+        }),
+    )
 }
 
 fn inbound() -> Value {

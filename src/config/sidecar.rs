@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::identity::read_identity;
+use super::identity::{read_identity, read_posture};
 use super::model::{
     AdminConfig, AppProtocol, AuditConfig, CollectorConfig, InboundConfig, InboundListener, Limits,
     MeshProtocol, OutboundAudit, OutboundConfig, ProbesConfig, ServiceConfig, SidecarConfig, Workload,
@@ -14,6 +14,7 @@ use super::read::Reading;
 use super::sinks::read_sinks;
 use crate::audit::{Durability, OnFailure};
 use crate::collector::Retention;
+use crate::tls::Posture;
 use crate::yaml::{Fields, Node};
 
 const DEFAULT_SPOOL_BYTES: u64 = 1 << 30;
@@ -29,6 +30,7 @@ pub(super) fn read_sidecar(r: &Reading<'_>, root: &Node) -> Option<SidecarConfig
     read_version(r, &mut f);
     let workload = f.required("workload").and_then(|n| read_workload(r, n));
     let identity = f.required("identity").and_then(|n| read_identity(r, n));
+    let tls = f.optional("tls").map_or(Some(Posture::default()), |n| read_posture(r, n));
     let inbound = f.optional("inbound").map(|n| read_inbound(r, n));
     let outbound = f.optional("outbound").map(|n| read_outbound(r, n));
     let policy = f.optional("policy").map(|n| {
@@ -57,6 +59,7 @@ pub(super) fn read_sidecar(r: &Reading<'_>, root: &Node) -> Option<SidecarConfig
     Some(SidecarConfig {
         workload: workload?,
         identity: identity?,
+        tls: tls?,
         inbound: transpose(inbound)?,
         outbound: transpose(outbound)?,
         policy: transpose(policy)?,
@@ -71,6 +74,7 @@ pub(super) fn read_collector(r: &Reading<'_>, root: &Node) -> Option<CollectorCo
     let mut f = r.fields(root, "the configuration")?;
     read_version(r, &mut f);
     let identity = f.required("identity").and_then(|n| read_identity(r, n));
+    let tls = f.optional("tls").map_or(Some(Posture::default()), |n| read_posture(r, n));
     let bind = f.required("bind").and_then(|n| r.address(n, "bind"));
     let store = f.required("store").and_then(|n| {
         let mut f = r.fields(n, "store")?;
@@ -86,6 +90,7 @@ pub(super) fn read_collector(r: &Reading<'_>, root: &Node) -> Option<CollectorCo
     f.finish();
     Some(CollectorConfig {
         identity: identity?,
+        tls: tls?,
         bind: bind?,
         store: store?,
         relays: relays?,

@@ -3,8 +3,13 @@
 //! One bundle a trust domain, never merged: a partner's CA that issues an ID of our trust domain proves nothing
 //! (SPIFFE Federation standard, section 3). It knows neither files nor handshakes.
 
+use std::sync::Arc;
+
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
-use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
+use webpki::{
+    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList,
+    RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy, VerifiedPath,
+};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
@@ -24,6 +29,20 @@ pub struct Bundles(Vec<(TrustDomain, Bundle)>);
 pub struct Bundle {
     anchors: Vec<TrustAnchor<'static>>,
     limits: Vec<AnchorLimits>, // one for each anchor, same order
+    crls: Vec<Crl>,
+}
+
+/// What a CA has revoked.
+#[derive(Debug, Clone)]
+struct Crl {
+    list: Arc<CertRevocationList<'static>>,
+    der: Arc<[u8]>,
+}
+
+impl PartialEq for Crl {
+    fn eq(&self, other: &Self) -> bool {
+        self.der == other.der
+    }
 }
 
 /// What a CA certificate says of itself and a bare trust anchor (name and key, RFC 5280 section 6.1.1) leaves out.
@@ -54,6 +73,14 @@ impl Bundles {
             self.0.push((trust_domain, bundle));
         }
         new
+    }
+
+    /// Puts a bundle in the place of the one that its trust domain has, if any.
+    pub fn replace(&mut self, trust_domain: &TrustDomain, bundle: Bundle) {
+        match self.0.iter_mut().find(|(name, _)| name == trust_domain) {
+            Some((_, old)) => *old = bundle,
+            None => self.0.push((trust_domain.clone(), bundle)),
+        }
     }
 
     /// Checks that `leaf`, read from `end_entity`, is valid at `now` for `usage` and that its chain leads to the bundle
@@ -107,6 +134,17 @@ impl Bundle {
         Ok(())
     }
 
+    /// Adds a list of what one of its CAs, or an intermediate, has revoked. Whether that CA signed it is checked when it is used.
+    ///
+    /// # Errors
+    /// It is not well-formed.
+    #[expect(clippy::result_unit_err, reason = "webpki tells no more that an operator could use")]
+    pub fn add_crl(&mut self, der: Vec<u8>) -> Result<(), ()> {
+        let list = OwnedCertRevocationList::from_der(&der).map_err(drop)?;
+        self.crls.push(Crl { list: Arc::new(list.into()), der: der.into() });
+        Ok(())
+    }
+
     /// How many CA certificates it holds.
     pub fn len(&self) -> usize {
         self.anchors.len()
@@ -128,6 +166,15 @@ impl Bundle {
             return Err(SvidError::ChainTooLong);
         }
         let cert = EndEntityCert::try_from(end_entity).map_err(|_| SvidError::Malformed)?;
+        let crls: Vec<&CertRevocationList<'_>> = self.crls.iter().map(|crl| &*crl.list).collect();
+        // An issuer without a list has revoked nothing; a list past its nextUpdate says nothing, so nobody is believed.
+        let revocation = RevocationOptionsBuilder::new(&crls).ok().map(|options| {
+            options
+                .with_depth(RevocationCheckDepth::Chain)
+                .with_status_policy(UnknownStatusPolicy::Allow)
+                .with_expiration_policy(ExpirationPolicy::Enforce)
+                .build()
+        });
         let verify = |usage: KeyUsage| {
             cert.verify_for_usage(
                 webpki::ALL_VERIFICATION_ALGS,
@@ -135,7 +182,7 @@ impl Bundle {
                 intermediates,
                 now,
                 usage,
-                None,
+                revocation,
                 Some(&|path: &VerifiedPath<'_>| self.check_path(path, now)),
             )
             .map(drop)
@@ -197,6 +244,13 @@ fn chain_error(error: webpki::Error) -> SvidError {
         | E::UnsupportedNameType
         | E::EmptyEkuExtension
         | E::RequiredEkuNotFoundContext(_) => SvidError::ChainConstraint,
+        E::CertRevoked => SvidError::Revoked,
+        E::CrlExpired { .. }
+        | E::InvalidCrlSignatureForPublicKey
+        | E::UnsupportedCrlSignatureAlgorithmContext(_)
+        | E::UnsupportedCrlSignatureAlgorithmForPublicKeyContext(_)
+        | E::IssuerNotCrlSigner
+        | E::UnknownRevocationStatus => SvidError::RevocationUnknown,
         E::MaximumNameConstraintComparisonsExceeded
         | E::MaximumPathBuildCallsExceeded
         | E::MaximumPathDepthExceeded
@@ -207,6 +261,7 @@ fn chain_error(error: webpki::Error) -> SvidError {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pem;
     use super::super::testing::{Forge, NOW, WEB, bundles, validity, verdict};
     use super::*;
     use rcgen::{BasicConstraints, CustomExtension, IsCa, KeyUsagePurpose};
@@ -345,5 +400,63 @@ mod tests {
         let plain = Forge::root(NOW, |p| p.key_usages = vec![]);
         assert_eq!(bundle.add(plain.cert.der()), Ok(()), "openssl's default CA has no keyUsage");
         assert_eq!(bundle.len(), 1);
+    }
+
+    /// The verdict on a leaf of `ca` with the serial number 7, by a bundle with these CRLs.
+    fn with_crls(ca: &Forge, crls: &[String]) -> Result<(), SvidError> {
+        let mut bundle = ca.bundle();
+        for crl in crls {
+            let items = pem::items(crl.as_bytes()).unwrap();
+            let [pem::Item { content: pem::Content::Crl(der), .. }] = &items[..] else { panic!("one CRL") };
+            bundle.add_crl(der.clone()).unwrap();
+        }
+        let leaf = ca.leaf(|params| params.serial_number = Some(7u64.into()));
+        verdict(&bundles(vec![("hospital.local", bundle)]), &leaf, &[]).map(drop)
+    }
+
+    /// If this fails, a certificate whose key was stolen works until it expires although its CA revoked it.
+    #[test]
+    fn what_an_issuer_has_revoked_is_refused_and_nothing_else() {
+        let (ca, other) = (
+            Forge::new(NOW),
+            Forge::root(NOW, |params| {
+                params.distinguished_name.push(rcgen::DnType::OrganizationName, "Another");
+            }),
+        );
+        let list = |serials: &[u64], until| {
+            ca.crl(&serials.iter().map(|serial| (*serial).into()).collect::<Vec<_>>(), until)
+        };
+        assert_eq!(with_crls(&ca, &[list(&[7], 60)]), Err(SvidError::Revoked));
+        assert_eq!(with_crls(&ca, &[list(&[3, 5, 7], 60)]), Err(SvidError::Revoked));
+        assert_eq!(with_crls(&ca, &[list(&[8], 60)]), Ok(()));
+        assert_eq!(
+            with_crls(&ca, &[other.crl(&[7u64.into()], 60)]),
+            Ok(()),
+            "another issuer's serial number"
+        );
+    }
+
+    /// If this fails, whoever keeps the newest list from arriving keeps revoked certificates alive, or a list that its issuer
+    /// did not sign counts.
+    #[test]
+    fn a_list_that_cannot_be_relied_on_refuses_its_issuers_certificates() {
+        let (ca, namesake) = (Forge::new(NOW), Forge::new(NOW));
+        assert_eq!(with_crls(&ca, &[ca.crl(&[], -1)]), Err(SvidError::RevocationUnknown));
+        assert_eq!(with_crls(&ca, &[namesake.crl(&[], 60)]), Err(SvidError::RevocationUnknown));
+    }
+
+    /// If this fails, an intermediate that was revoked goes on issuing.
+    #[test]
+    fn a_revoked_intermediate_vouches_for_nobody() {
+        let root = Forge::new(NOW);
+        let middle = root.intermediate("Middle", |params| params.serial_number = Some(9u64.into()));
+        let leaf = middle.leaf(|_| {});
+        let mut bundle = root.bundle();
+        let crl = root.crl(&[9u64.into()], 60);
+        let items = pem::items(crl.as_bytes()).unwrap();
+        let pem::Content::Crl(der) = &items[0].content else { panic!("a CRL") };
+        bundle.add_crl(der.clone()).unwrap();
+        let judged = verdict(&bundles(vec![("hospital.local", bundle)]), &leaf, &[&middle]);
+        assert_eq!(judged, Err(SvidError::Revoked));
     }
 }

@@ -235,7 +235,7 @@ mod tests {
         let set = PemSet {
             certificate: pem("svid.pem", &svid.cert_pem),
             private_key: pem("svid.key", &svid.key_pem),
-            bundle: pem("bundle.pem", ca.cert_pem()),
+            bundle: pem("bundle.pem", ca.cert_pem()).into(),
             federation: vec![],
         };
         material_from_pem(&set, ca.trust_domain(), now)

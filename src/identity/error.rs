@@ -82,6 +82,14 @@ pub enum SvidError {
         "the chain breaks a constraint of one of its CAs (CA flag, keyCertSign, path length, name constraints or extendedKeyUsage)"
     )]
     ChainConstraint,
+    /// A CRL of its issuer names the certificate, or an intermediate.
+    #[error("the certificate, or a CA of its chain, is on its issuer's revocation list")]
+    Revoked,
+    /// The CRL of an issuer cannot be relied on, so nobody of that issuer is.
+    #[error(
+        "the revocation list of the certificate's issuer has passed its nextUpdate, or is not that issuer's: publish a new one"
+    )]
+    RevocationUnknown,
     /// More intermediates than any real hierarchy has.
     #[error(
         "the chain has more than {MAX_INTERMEDIATES} intermediate certificates or takes too much work to check"
@@ -115,6 +123,8 @@ impl SvidError {
             Self::AuthorityExpired => "authority_expired",
             Self::AuthorityNotYetValid => "authority_not_yet_valid",
             Self::ChainConstraint => "chain_constraint",
+            Self::Revoked => "revoked",
+            Self::RevocationUnknown => "revocation_unknown",
             Self::ChainTooLong => "chain_too_long",
             Self::SignatureAlgorithm => "signature_algorithm",
         }
@@ -224,6 +234,36 @@ pub enum IdentityError {
         /// The line the key starts at, from 1.
         line: usize,
     },
+    /// A CRL lies among the CA certificates, where nobody would heed it.
+    #[error(
+        "{file}:{line}: a revocation list in a bundle: put it in a file of its own, and name that under `crl`"
+    )]
+    CrlInBundle {
+        /// The file.
+        file: String,
+        /// The line the list starts at, from 1.
+        line: usize,
+    },
+    /// Something else than CRLs.
+    #[error(
+        "{file}:{line}: a `crl` file holds revocation lists alone, one at least: -----BEGIN X509 CRL-----"
+    )]
+    NoCrl {
+        /// The file.
+        file: String,
+        /// The line of what is none, from 1.
+        line: usize,
+    },
+    /// A CRL that cannot be read.
+    #[error(
+        "{file}:{line}: this revocation list is not well-formed, or has a critical extension that is not supported"
+    )]
+    Crl {
+        /// The file.
+        file: String,
+        /// The line the list starts at, from 1.
+        line: usize,
+    },
     /// A certificate of a bundle cannot be a trust anchor.
     #[error("{file}:{line}: this certificate cannot be trusted as a CA: {reason}")]
     Anchor {
@@ -279,6 +319,9 @@ impl IdentityError {
             Self::KeyUnsupported { .. } => "private_key_unsupported",
             Self::KeyMismatch { .. } => "key_mismatch",
             Self::KeyInBundle { .. } => "private_key_in_bundle",
+            Self::CrlInBundle { .. } => "crl_in_bundle",
+            Self::NoCrl { .. } => "crl_missing",
+            Self::Crl { .. } => "crl_malformed",
             Self::Anchor { .. } => "bundle_not_ca",
             Self::DuplicateTrustDomain { .. } => "duplicate_trust_domain",
             Self::Svid { reason, .. } => reason.code(),
@@ -317,6 +360,8 @@ mod tests {
             SvidError::AuthorityExpired,
             SvidError::AuthorityNotYetValid,
             SvidError::ChainConstraint,
+            SvidError::Revoked,
+            SvidError::RevocationUnknown,
             SvidError::ChainTooLong,
             SvidError::SignatureAlgorithm,
         ];
@@ -324,7 +369,7 @@ mod tests {
         let want = "certificate_malformed critical_extension no_uri_san several_uri_sans spiffe_id_invalid leaf_is_ca \
                     key_usage_missing key_usage_no_digital_signature key_usage_ca_bits extended_key_usage \
                     not_yet_valid expired unknown_trust_domain untrusted_chain authority_expired \
-                    authority_not_yet_valid chain_constraint chain_too_long signature_algorithm";
+                    authority_not_yet_valid chain_constraint revoked revocation_unknown chain_too_long signature_algorithm";
         assert_eq!(codes.join(" "), want);
         assert_eq!(
             reasons[11].to_string(),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::digest::{Context, SHA256};
 use rustls_pki_types::UnixTime;
 
-use super::material::{Material, PemFile, PemSet, material_from_pem};
+use super::material::{BundlePem, Material, PemFile, PemSet, material_from_pem};
 use super::{IdentityError, TrustDomain};
 
 /// The largest certificate, key or bundle file that is read, in bytes.
@@ -24,17 +24,37 @@ pub struct FilePaths {
     /// The leaf's private key.
     pub private_key: PathBuf,
     /// The CA certificates of the own trust domain.
-    pub bundle: PathBuf,
-    /// The CA certificates of partners, one file a trust domain.
-    pub federation: Vec<(TrustDomain, PathBuf)>,
+    pub bundle: BundlePaths,
+    /// The CA certificates of partners.
+    pub federation: Vec<(TrustDomain, BundlePaths)>,
+}
+
+/// Where the bundle of one trust domain lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BundlePaths {
+    /// Its CA certificates.
+    pub anchors: PathBuf,
+    /// What they have revoked.
+    pub crl: Option<PathBuf>,
+}
+
+impl From<PathBuf> for BundlePaths {
+    fn from(anchors: PathBuf) -> Self {
+        Self { anchors, crl: None }
+    }
 }
 
 /// The content of all files, read once, so that what was compared is what is checked.
 pub struct FileContents {
     certificate: Named,
     private_key: Named,
-    bundle: Named,
-    federation: Vec<(TrustDomain, Named)>,
+    bundle: BundleContents,
+    federation: Vec<(TrustDomain, BundleContents)>,
+}
+
+struct BundleContents {
+    anchors: Named,
+    crl: Option<Named>,
 }
 
 struct Named {
@@ -68,9 +88,9 @@ impl FileContents {
         Ok(Self {
             certificate: Named::read(&paths.certificate)?,
             private_key: Named::read(&paths.private_key)?,
-            bundle: Named::read(&paths.bundle)?,
+            bundle: BundleContents::read(&paths.bundle)?,
             federation: federation
-                .map(|(name, path)| Ok((name.clone(), Named::read(path)?)))
+                .map(|(name, paths)| Ok((name.clone(), BundleContents::read(paths)?)))
                 .collect::<Result<_, IdentityError>>()?,
         })
     }
@@ -78,8 +98,9 @@ impl FileContents {
     /// A digest of the content. Equal digests mean equal content.
     pub fn digest(&self) -> [u8; 32] {
         let mut context = Context::new(&SHA256);
-        let federation = self.federation.iter().map(|(_, file)| file);
-        for file in [&self.certificate, &self.private_key, &self.bundle].into_iter().chain(federation) {
+        let bundles = std::iter::once(&self.bundle).chain(self.federation.iter().map(|(_, bundle)| bundle));
+        let bundles = bundles.flat_map(|bundle| std::iter::once(&bundle.anchors).chain(&bundle.crl));
+        for file in [&self.certificate, &self.private_key].into_iter().chain(bundles) {
             // The length keeps a byte that moves from one file to the next from going unnoticed.
             context.update(&(file.content.len() as u64).to_be_bytes());
             context.update(&file.content);
@@ -101,6 +122,19 @@ impl FileContents {
             federation: self.federation.iter().map(|(name, file)| (name, file.pem())).collect(),
         };
         material_from_pem(&set, trust_domain, now)
+    }
+}
+
+impl BundleContents {
+    fn read(paths: &BundlePaths) -> Result<Self, IdentityError> {
+        Ok(Self {
+            anchors: Named::read(&paths.anchors)?,
+            crl: paths.crl.as_deref().map(Named::read).transpose()?,
+        })
+    }
+
+    fn pem(&self) -> BundlePem<'_> {
+        BundlePem { anchors: self.anchors.pem(), crl: self.crl.as_ref().map(Named::pem) }
     }
 }
 
@@ -140,11 +174,11 @@ mod tests {
 
     fn paths(dir: &Path) -> FilePaths {
         let path = |name: &str| dir.join(name);
-        let federation = vec![(domain("partner.example"), path("partner.pem"))];
+        let federation = vec![(domain("partner.example"), path("partner.pem").into())];
         FilePaths {
             certificate: path("svid.pem"),
             private_key: path("svid.key"),
-            bundle: path("bundle.pem"),
+            bundle: path("bundle.pem").into(),
             federation,
         }
     }

@@ -235,6 +235,9 @@ mod tests {
         assert_eq!(leaf["not_after"], "2027-01-15T09:00:00Z");
         assert_eq!((&leaf["subject"], &leaf["issuer"]), (&"CN=leaf".into(), &"CN=Test Root".into()));
         assert_eq!(leaf["sha256"].as_str().unwrap().len(), 64);
-        assert_eq!((&root["ca"], &root["key_usage"]), (&true.into(), &serde_json::json!(["keyCertSign"])));
+        assert_eq!(
+            (&root["ca"], &root["key_usage"]),
+            (&true.into(), &serde_json::json!(["keyCertSign", "cRLSign"]))
+        );
     }
 }

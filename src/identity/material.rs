@@ -50,9 +50,24 @@ pub struct PemSet<'a> {
     /// The leaf's private key: PKCS#8, SEC1 or PKCS#1.
     pub private_key: PemFile<'a>,
     /// The CA certificates of the own trust domain.
-    pub bundle: PemFile<'a>,
+    pub bundle: BundlePem<'a>,
     /// The CA certificates of partners.
-    pub federation: Vec<(&'a TrustDomain, PemFile<'a>)>,
+    pub federation: Vec<(&'a TrustDomain, BundlePem<'a>)>,
+}
+
+/// The PEM texts of one trust domain's bundle.
+#[derive(Clone, Copy)]
+pub struct BundlePem<'a> {
+    /// Its CA certificates.
+    pub anchors: PemFile<'a>,
+    /// What these CAs have revoked, where that is published.
+    pub crl: Option<PemFile<'a>>,
+}
+
+impl<'a> From<PemFile<'a>> for BundlePem<'a> {
+    fn from(anchors: PemFile<'a>) -> Self {
+        Self { anchors, crl: None }
+    }
 }
 
 /// Checks everything about `set`: well-formed, a pair, a valid SVID in `trust_domain` at `now`, and a chain that leads to
@@ -71,9 +86,13 @@ pub fn material_from_pem(
     let mut bundles = Bundles::default();
     let own = (trust_domain, set.bundle);
     for (name, pem) in std::iter::once(&own).chain(&set.federation) {
-        if !bundles.insert((*name).clone(), read_bundle(*pem)?) {
+        let mut bundle = read_bundle(pem.anchors)?;
+        if let Some(crl) = pem.crl {
+            read_crls(crl, &mut bundle)?;
+        }
+        if !bundles.insert((*name).clone(), bundle) {
             return Err(IdentityError::DuplicateTrustDomain {
-                file: pem.name.to_owned(),
+                file: pem.anchors.name.to_owned(),
                 trust_domain: (*name).clone(),
             });
         }
@@ -250,7 +269,7 @@ pub(crate) fn read_items(pem: PemFile<'_>) -> Result<Vec<Item>, IdentityError> {
 pub(crate) fn read_chain(pem: PemFile<'_>) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let certificates = read_items(pem)?.into_iter().filter_map(|item| match item.content {
         Content::Certificate(der) => Some(der),
-        Content::Key(_) => None,
+        Content::Key(_) | Content::Crl(_) => None,
     });
     let chain: Vec<_> = certificates.collect();
     if chain.is_empty() {
@@ -269,12 +288,25 @@ pub(crate) fn read_bundle(pem: PemFile<'_>) -> Result<Bundle, IdentityError> {
                 bundle.add(&der).map_err(|reason| IdentityError::Anchor { file: file(), line, reason })?;
             }
             Content::Key(_) => return Err(IdentityError::KeyInBundle { file: file(), line }),
+            Content::Crl(_) => return Err(IdentityError::CrlInBundle { file: file(), line }),
         }
     }
     if bundle.is_empty() {
         return Err(IdentityError::NoCertificate { file: file() });
     }
     Ok(bundle)
+}
+
+/// Adds the CRLs of a file to the bundle whose CAs issued them.
+fn read_crls(pem: PemFile<'_>, bundle: &mut Bundle) -> Result<(), IdentityError> {
+    let mut any = false;
+    for Item { line, content } in read_items(pem)? {
+        let file = || pem.name.to_owned();
+        let Content::Crl(der) = content else { return Err(IdentityError::NoCrl { file: file(), line }) };
+        bundle.add_crl(der).map_err(|()| IdentityError::Crl { file: file(), line })?;
+        any = true;
+    }
+    if any { Ok(()) } else { Err(IdentityError::NoCrl { file: pem.name.to_owned(), line: 1 }) }
 }
 
 fn read_key(pem: PemFile<'_>) -> Result<(usize, PrivateKeyDer<'static>), IdentityError> {
@@ -315,7 +347,7 @@ mod tests {
         let set = PemSet {
             certificate: pem("svid.pem", &texts.certificate),
             private_key: pem("svid.key", &texts.key),
-            bundle: pem("bundle.pem", &texts.bundle),
+            bundle: pem("bundle.pem", &texts.bundle).into(),
             federation: vec![],
         };
         material_from_pem(&set, &domain("hospital.local"), now())
@@ -445,16 +477,16 @@ mod tests {
         let set = |federation| PemSet {
             certificate: pem("svid.pem", &texts.certificate),
             private_key: pem("svid.key", &texts.key),
-            bundle: pem("bundle.pem", &texts.bundle),
+            bundle: pem("bundle.pem", &texts.bundle).into(),
             federation,
         };
         let (own, other) = (domain("hospital.local"), domain("partner.example"));
         let load = |set| material_from_pem(&set, &own, now());
-        let material = load(set(vec![(&other, pem("partner.pem", &partner))])).unwrap();
+        let material = load(set(vec![(&other, pem("partner.pem", &partner).into())])).unwrap();
         assert!(material.bundles.get("partner.example").is_some());
         for federation in [vec![&own], vec![&other, &other]] {
             let federation =
-                federation.into_iter().map(|name| (name, pem("partner.pem", &partner))).collect();
+                federation.into_iter().map(|name| (name, pem("partner.pem", &partner).into())).collect();
             let error = load(set(federation)).unwrap_err();
             assert_eq!(error.code(), "duplicate_trust_domain");
         }

@@ -23,10 +23,12 @@ pub use bundle::{Bundle, Bundles, MAX_INTERMEDIATES};
 pub use ca::{Ca, CaError, IssuedSvid};
 pub(crate) use error::utc;
 pub use error::{AnchorError, IdentityError, SvidError};
-pub use files::{FileContents, FilePaths, digest, load};
+pub use files::{BundlePaths, FileContents, FilePaths, digest, load};
 pub use leaf::{Leaf, Usage, certificate_sha256_hex};
 pub(crate) use material::read_bundle;
-pub use material::{DerSet, Material, PemFile, PemSet, Svid, material_from_der, material_from_pem};
+pub use material::{
+    BundlePem, DerSet, Material, PemFile, PemSet, Svid, material_from_der, material_from_pem,
+};
 pub use pattern::{IdPattern, IdPatternError};
 pub use pem::PemError;
 pub use spiffe_id::{MAX_SPIFFE_ID_BYTES, MAX_TRUST_DOMAIN_BYTES, SpiffeId, SpiffeIdError, TrustDomain};

@@ -54,7 +54,7 @@ pub enum PemError {
     },
 }
 
-/// A certificate or a private key and the line its block starts at, from 1. Blocks of other kinds are passed over.
+/// A certificate, a private key or a CRL, and the line its block starts at, from 1. Blocks of other kinds are passed over.
 pub(crate) struct Item {
     pub(crate) line: usize,
     pub(crate) content: Content,
@@ -63,9 +63,10 @@ pub(crate) struct Item {
 pub(crate) enum Content {
     Certificate(CertificateDer<'static>),
     Key(PrivateKeyDer<'static>),
+    Crl(Vec<u8>),
 }
 
-/// Every certificate and private key of `text`, in order. Text around the blocks is a comment (RFC 7468 section 2).
+/// Every certificate, private key and CRL of `text`, in order. Text around the blocks is a comment (RFC 7468 section 2).
 pub(crate) fn items(text: &[u8]) -> Result<Vec<Item>, PemError> {
     if text.first() == Some(&0x30) && !contains(text, b"-----BEGIN ") {
         return Err(PemError::Der);
@@ -126,6 +127,7 @@ impl Open<'_> {
             SectionKind::PrivateKey => Content::Key(PrivatePkcs8KeyDer::from(der).into()),
             SectionKind::EcPrivateKey => Content::Key(PrivateSec1KeyDer::from(der).into()),
             SectionKind::RsaPrivateKey => Content::Key(PrivatePkcs1KeyDer::from(der).into()),
+            SectionKind::Crl => Content::Crl(der),
             _ => return Ok(None),
         };
         Ok(Some(Item { line, content }))

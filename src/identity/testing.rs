@@ -3,12 +3,16 @@
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
+    SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-use super::{Bundle, Bundles, Leaf, PemFile, SpiffeId, SvidError, TrustDomain, Usage};
+use super::{
+    Bundle, Bundles, Leaf, Material, PemFile, PemSet, SpiffeId, SvidError, TrustDomain, Usage,
+    material_from_pem,
+};
 
 /// 2027-01-15. Tests of pure checks use this time; forged certificates are valid an hour before and after "now".
 pub(crate) const NOW: u64 = 1_800_000_000;
@@ -108,6 +112,40 @@ impl Forge {
         self.leaf(|params| params.subject_alt_names = vec![uri(spiffe_id)])
     }
 
+    /// What a workload with a right SVID loads.
+    pub(crate) fn material(&self) -> Material {
+        let leaf = self.leaf(|_| {});
+        let (certificate, bundle) = (leaf.cert.pem(), self.cert.pem());
+        let set = PemSet {
+            certificate: pem("svid.pem", &certificate),
+            private_key: pem("svid.key", &leaf.key_pem),
+            bundle: pem("bundle.pem", &bundle).into(),
+            federation: vec![],
+        };
+        material_from_pem(&set, &domain("hospital.local"), at(self.now)).unwrap()
+    }
+
+    /// A list that revokes these serial numbers, in PEM, valid until `until` seconds from now.
+    pub(crate) fn crl(&self, serials: &[SerialNumber], until: i64) -> String {
+        let mut times = CertificateParams::default();
+        validity(&mut times, self.now, -3_600, until);
+        let revoked = serials.iter().map(|serial| RevokedCertParams {
+            serial_number: serial.clone(),
+            revocation_time: times.not_before,
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: times.not_before,
+            next_update: times.not_after,
+            crl_number: SerialNumber::from(1u64),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().pem().unwrap()
+    }
+
     pub(crate) fn bundle(&self) -> Bundle {
         let mut bundle = Bundle::default();
         bundle.add(self.cert.der()).unwrap();
@@ -151,6 +189,6 @@ fn base_params(now: u64, name: &str) -> CertificateParams {
 fn ca_params(now: u64, name: &str) -> CertificateParams {
     let mut params = base_params(now, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
 }

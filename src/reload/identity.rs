@@ -13,6 +13,8 @@ use tokio::time::Instant;
 
 use super::{INTERVAL, Outcome, Seen, now_ns};
 use crate::audit::ControlEvent;
+use crate::config::BundleEndpoint;
+use crate::federation::{self, Fetched};
 use crate::identity::{FileContents, FilePaths, Material, TrustDomain};
 use crate::spire::{self, SpireError};
 use crate::tls::TlsSettings;
@@ -29,6 +31,9 @@ pub(crate) struct IdentityFiles {
     in_force: [u8; 32],
     /// A version whose time has not come: it is judged again, and told once.
     early: Option<[u8; 32]>,
+    /// What the files in force hold, without the bundles of endpoints.
+    material: Material,
+    endpoints: Vec<BundleEndpoint>,
 }
 
 /// What a SPIRE agent gives and who waits for it.
@@ -61,7 +66,7 @@ impl InUse {
     }
 
     fn publish(&mut self, material: Material) -> Result<Arc<TlsSettings>, Refused> {
-        let settings = TlsSettings::new(Arc::new(material));
+        let settings = self.published.borrow().renewed(Arc::new(material));
         let settings = Arc::new(settings.map_err(|error| ("tls_settings", error.to_string()))?);
         let svid = &settings.material().svid;
         tracing::info!(spiffe_id = %svid.id(), not_after = svid.not_after(), "identity rotated");
@@ -83,9 +88,10 @@ impl InUse {
 
     /// No handshake succeeds with what is in force from now on.
     fn withdraw(&mut self) {
-        let material = self.published.borrow().material().clone();
+        let current = self.published.borrow().clone();
+        let material = current.material();
         let (svid, bundles) = (material.svid.withdrawn(), material.bundles.clone());
-        if let Ok(settings) = TlsSettings::new(Arc::new(Material { svid, bundles })) {
+        if let Ok(settings) = current.renewed(Arc::new(Material { svid, bundles })) {
             self.published.send_replace(Arc::new(settings));
         }
         self.expiry_told = true; // its end was told as what it was
@@ -98,23 +104,52 @@ impl IdentityFiles {
         paths: FilePaths,
         trust_domain: TrustDomain,
         digest: [u8; 32],
+        endpoints: Vec<BundleEndpoint>,
         published: watch::Sender<Arc<TlsSettings>>,
     ) -> Self {
+        let material = Material::clone(published.borrow().material());
         let in_use = InUse::new(published);
-        Self { paths, trust_domain, in_use, seen: Seen::new(digest), in_force: digest, early: None }
+        let seen = Seen::new(digest);
+        Self { paths, trust_domain, in_use, seen, in_force: digest, early: None, material, endpoints }
     }
 
     /// Reads the files again and again. Without an `outcome` (a collector has no trail of its own) the log alone is told.
     pub(crate) async fn run(mut self, outcome: Option<Outcome>) {
         let mut tick = tokio::time::interval(INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let endpoints = std::mem::take(&mut self.endpoints);
+        let (_asking, mut fetched, mut failed) =
+            federation::follow(endpoints, &self.in_use.published.subscribe());
         loop {
             tick.tick().await;
-            self.look(outcome.as_ref());
+            if fetched.has_changed().unwrap_or(false) {
+                let bundles = fetched.borrow_and_update().clone();
+                self.adopt(&bundles, outcome.as_ref());
+            }
+            if let Some(outcome) = &outcome
+                && failed.has_changed().unwrap_or(false)
+            {
+                outcome.status.set("federation", failed.borrow_and_update().clone());
+            }
+            self.look(&fetched.borrow().clone(), outcome.as_ref());
         }
     }
 
-    fn look(&mut self, outcome: Option<&Outcome>) {
+    /// Puts what endpoints gave in force.
+    fn adopt(&mut self, fetched: &Fetched, outcome: Option<&Outcome>) {
+        let result = match self.in_use.publish(with(&self.material, fetched)) {
+            Ok(_) => "loaded",
+            Err((_, error)) => {
+                tracing::error!("bundles of endpoints cannot be used: {error}");
+                "refused"
+            }
+        };
+        if let Some(outcome) = outcome {
+            outcome.metrics.reloaded("federation", result);
+        }
+    }
+
+    fn look(&mut self, fetched: &Fetched, outcome: Option<&Outcome>) {
         if let Some(outcome) = outcome {
             self.in_use.tell_expiry(outcome);
         }
@@ -123,7 +158,7 @@ impl IdentityFiles {
             // In the middle of being replaced, or gone: the SVID's expiry will tell.
             Err(error) => return show(outcome, Some(error.to_string())),
         };
-        match self.renew(&contents) {
+        match self.renew(&contents, fetched) {
             None if contents.digest() == self.in_force => show(outcome, None),
             None => {}
             Some(renewed) => tell(outcome, renewed),
@@ -132,14 +167,22 @@ impl IdentityFiles {
 
     /// Publishes what the files hold, if it is new and good; if it is not good, why, as a code and for people. `None`
     /// while there is nothing new to judge.
-    fn renew(&mut self, contents: &FileContents) -> Option<Result<Arc<TlsSettings>, Refused>> {
+    fn renew(
+        &mut self,
+        contents: &FileContents,
+        fetched: &Fetched,
+    ) -> Option<Result<Arc<TlsSettings>, Refused>> {
         let digest = contents.digest();
         if !self.seen.settled(digest) {
             return None;
         }
         let judged = contents.material(&self.trust_domain, UnixTime::now());
         let judged = judged.map_err(|error| (error.code(), error.to_string()));
-        let renewed = judged.and_then(|material| self.in_use.publish(material));
+        let renewed = judged.and_then(|material| {
+            let published = self.in_use.publish(with(&material, fetched))?;
+            self.material = material;
+            Ok(published)
+        });
         match &renewed {
             Ok(_) => self.in_force = digest,
             Err((code, _)) if code.ends_with("not_yet_valid") => {
@@ -237,6 +280,15 @@ impl AgentIdentity {
     }
 }
 
+/// `material` with the bundles of endpoints, in whose place its files have older ones or none.
+fn with(material: &Material, fetched: &Fetched) -> Material {
+    let mut material = material.clone();
+    for (trust_domain, bundle) in fetched.iter() {
+        material.bundles.replace(trust_domain, bundle.clone());
+    }
+    material
+}
+
 /// Records what came of a new version.
 fn tell(outcome: Option<&Outcome>, renewed: Result<Arc<TlsSettings>, Refused>) {
     let (event, result, error) = match renewed {
@@ -275,27 +327,15 @@ fn lost(reason: &str) -> ControlEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::testing::{Forge, NOW, domain, now, pem};
-    use crate::identity::{PemSet, material_from_pem};
-
-    fn material(ca: &Forge) -> Material {
-        let leaf = ca.leaf(|_| {});
-        let (certificate, bundle) = (leaf.cert.pem(), ca.cert.pem());
-        let set = PemSet {
-            certificate: pem("svid.pem", &certificate),
-            private_key: pem("svid.key", &leaf.key_pem),
-            bundle: pem("bundle.pem", &bundle),
-            federation: vec![],
-        };
-        material_from_pem(&set, &domain("hospital.local"), now()).unwrap()
-    }
+    use crate::identity::testing::{Forge, NOW, domain};
+    use crate::tls::Posture;
 
     /// If this fails, a workload that was taken off the register keeps its access until its SVID expires, or loses it at
     /// once when an agent restarts.
     #[tokio::test(start_paused = true)]
     async fn a_withdrawn_identity_is_used_no_more_after_the_grace() {
         let ca = Forge::new(NOW);
-        let first = TlsSettings::new(Arc::new(material(&ca))).unwrap();
+        let first = TlsSettings::new(Arc::new(ca.material()), Posture::default()).unwrap();
         let published = watch::Sender::new(Arc::new(first));
         let source = spire::Source::new("/nowhere".into(), domain("hospital.local"));
         let mut agent = AgentIdentity::new(source, published.clone());
@@ -309,7 +349,7 @@ mod tests {
         tokio::time::advance(Duration::from_millis(1)).await;
         agent.look(None);
         assert!(!usable());
-        agent.heed(Ok(Box::new(material(&ca))), None);
+        agent.heed(Ok(Box::new(ca.material())), None);
         agent.look(None);
         assert!(usable(), "given again");
         agent.heed(Err(SpireError::Api(spire::ApiError::Ended)), None);

@@ -26,7 +26,7 @@ impl BoundCollector {
     /// # Errors
     /// The identity, the store or the address cannot be used.
     pub async fn bind(config: &CollectorConfig) -> Result<Self, StartError> {
-        let (settings, origin) = load_identity(&config.identity)?;
+        let (settings, origin) = load_identity(&config.identity, config.tls)?;
         let (server, newest_server) = watch::channel(settings.server());
         let (sender, mut newest) = watch::channel(Arc::new(settings));
         let mut tasks = JoinSet::new();

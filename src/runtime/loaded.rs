@@ -8,12 +8,12 @@ use tokio::sync::watch;
 
 use super::{StartError, shipping};
 use crate::audit::PseudonymKey;
-use crate::config::{IdentityConfig, IdentitySource, SidecarConfig};
+use crate::config::{BundleEndpoint, IdentityConfig, IdentitySource, SidecarConfig};
 use crate::identity::{FileContents, FilePaths, TrustDomain};
 use crate::policy::{Finding, Policy};
 use crate::reload::{self, AgentIdentity, IdentityFiles, Outcome};
 use crate::spire;
-use crate::tls::TlsSettings;
+use crate::tls::{Posture, TlsSettings};
 use crate::yaml;
 
 /// Everything that a configuration names, read and checked, with nothing started.
@@ -31,7 +31,7 @@ impl Loaded {
     /// # Errors
     /// The first file that cannot be used, with everything that is wrong with it.
     pub fn load(config: SidecarConfig) -> Result<Self, StartError> {
-        let (tls, origin) = load_identity(&config.identity)?;
+        let (tls, origin) = load_identity(&config.identity, config.tls)?;
         let policy = config.policy.as_ref().map(load_policy).transpose()?;
         let pseudonyms = PseudonymKey::from_file(&config.audit.key_file)?;
         shipping::check(&config.audit.sinks)?;
@@ -70,35 +70,38 @@ fn load_policy(path: &PathBuf) -> Result<(PathBuf, Vec<u8>, Policy), StartError>
 
 /// Where the identity in force came from, and its successors will.
 pub(super) enum Origin {
-    /// Files, and the digest of what they held.
-    Files(TrustDomain, FilePaths, [u8; 32]),
+    /// Files, the digest of what they held, and endpoints of other trust domains.
+    Files(TrustDomain, FilePaths, [u8; 32], Vec<BundleEndpoint>),
     /// A SPIRE agent.
     Agent(spire::Source),
 }
 
 /// The first identity.
-pub(super) fn load_identity(config: &IdentityConfig) -> Result<(TlsSettings, Origin), StartError> {
+pub(super) fn load_identity(
+    config: &IdentityConfig,
+    posture: Posture,
+) -> Result<(TlsSettings, Origin), StartError> {
     let trust_domain = config.trust_domain.clone();
     let (material, origin) = match &config.source {
-        IdentitySource::Files(paths) => {
+        IdentitySource::Files(paths, endpoints) => {
             let contents = FileContents::read(paths)?;
             let material = contents.material(&trust_domain, UnixTime::now())?;
-            (material, Origin::Files(trust_domain, paths.clone(), contents.digest()))
+            (material, Origin::Files(trust_domain, paths.clone(), contents.digest(), endpoints.clone()))
         }
         IdentitySource::Spire(socket) => {
             let source = spire::Source::new(socket.clone(), trust_domain);
             (*source.first()?, Origin::Agent(source))
         }
     };
-    Ok((TlsSettings::new(Arc::new(material))?, origin))
+    Ok((TlsSettings::new(Arc::new(material), posture)?, origin))
 }
 
 impl Origin {
     /// Publishes each new identity, and tells `outcome` what came of it.
     pub(super) async fn renew(self, published: watch::Sender<Arc<TlsSettings>>, outcome: Option<Outcome>) {
         match self {
-            Self::Files(trust_domain, paths, digest) => {
-                IdentityFiles::new(paths, trust_domain, digest, published).run(outcome).await;
+            Self::Files(trust_domain, paths, digest, endpoints) => {
+                IdentityFiles::new(paths, trust_domain, digest, endpoints, published).run(outcome).await;
             }
             Self::Agent(source) => AgentIdentity::new(source, published).run(outcome).await,
         }

@@ -20,7 +20,9 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::admin::{self, AdminState, Health};
-use crate::audit::{self, Audit, AuditError, InstanceFacts, KeyFileError, SecretError, SpoolConfig};
+use crate::audit::{
+    self, Audit, AuditError, InstanceFacts, KeyFileError, PostureFacts, SecretError, SpoolConfig,
+};
 use crate::collector::CollectorError;
 use crate::config::{AppProtocol, MeshProtocol, OutboundAudit, SidecarConfig};
 use crate::drain::Drain;
@@ -367,5 +369,10 @@ fn instance(config: &SidecarConfig, tls: &TlsSettings) -> InstanceFacts {
         spiffe_id: Some(tls.material().svid.id().to_string()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         svid: Some(tls.material().svid.certified_key().clone()),
+        tls: Some(PostureFacts {
+            min_version: config.tls.min_version(),
+            post_quantum: config.tls.post_quantum(),
+            fips: tls.fips(),
+        }),
     }
 }

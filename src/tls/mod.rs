@@ -2,11 +2,12 @@
 //! are no workloads.)
 //!
 //! Configurations are built once a rotation and shared; nothing here is done once a connection but to read the peer's
-//! certificate. Both sides verify, TLS 1.3 only, nothing is resumed: a resumed session would skip the chain check
+//! certificate. Both sides verify, TLS 1.3 unless told, nothing is resumed: a resumed session would skip the chain check
 //! (CVE-2022-21654 is what that cost elsewhere). It knows identities, and nothing of policy, sockets or HTTP.
 
 mod failure;
 mod peer;
+mod posture;
 mod roots;
 mod settings;
 #[cfg(test)]
@@ -15,5 +16,6 @@ mod verify;
 
 pub use failure::{handshake_code, peer_error};
 pub use peer::{PeerCert, PeerError, peer_cert};
+pub use posture::{MinVersion, PostQuantum, Posture};
 pub use roots::{RootsError, client_with_roots, file_roots, system_roots};
 pub use settings::{Alpn, TlsError, TlsSettings, cipher_name, dummy_server_name, version_name};

@@ -4,13 +4,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use rustls::client::Resumption;
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::crypto::CryptoProvider;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
-use rustls::version::TLS13;
 use rustls::{CipherSuite, ClientConfig, ProtocolVersion, ServerConfig};
 use rustls_pki_types::ServerName;
 
+use super::posture::Posture;
 use super::verify::{ClientVerifier, ServerVerifier};
 use crate::identity::{Material, SpiffeId};
 
@@ -33,6 +33,7 @@ pub enum Alpn {
 pub struct TlsSettings {
     material: Arc<Material>,
     provider: Arc<CryptoProvider>,
+    posture: Posture,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>, // a template that accepts no server until `client` says which
 }
@@ -41,21 +42,24 @@ pub struct TlsSettings {
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// rustls does not accept the combination of versions, suites and groups.
-    #[error("this build's cryptography cannot do TLS 1.3 as phiward needs it: {0}")]
+    #[error("this build's cryptography cannot do TLS as phiward needs it: {0}")]
     Provider(rustls::Error),
+    /// The build is one for FIPS, and what it would do is outside of what its module is validated for.
+    #[error("this build is for FIPS, and its cryptographic module is not in its approved mode")]
+    NotFips,
 }
 
 impl TlsSettings {
     /// Builds the configurations for `material`. Call it once a rotation, never once a connection.
     ///
     /// # Errors
-    /// [`TlsError::Provider`], which no material can cause.
-    pub fn new(material: Arc<Material>) -> Result<Self, TlsError> {
-        let provider = Arc::new(provider());
+    /// What no material can cause.
+    pub fn new(material: Arc<Material>, posture: Posture) -> Result<Self, TlsError> {
+        let provider = Arc::new(posture.provider());
         let key = Arc::new(SingleCertAndKey::from(Arc::clone(material.svid.certified_key())));
         let verifier = ClientVerifier::new(Arc::clone(&material), provider.signature_verification_algorithms);
         let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(&[&TLS13])
+            .with_protocol_versions(posture.versions())
             .map_err(TlsError::Provider)?
             .with_client_cert_verifier(Arc::new(verifier))
             .with_cert_resolver(Arc::clone(&key) as _); // one SVID, whatever name the client asks for
@@ -63,8 +67,9 @@ impl TlsSettings {
         server.send_tls13_tickets = 0;
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.max_early_data_size = 0; // early data can be replayed (RFC 8446 section 8)
+        server.require_ems = true; // else a TLS 1.2 connection can be spliced onto another (RFC 7627)
         let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(&[&TLS13])
+            .with_protocol_versions(posture.versions())
             .map_err(TlsError::Provider)?
             .dangerous() // rustls' word for "not the web's rules": SPIFFE's are checked instead
             .with_custom_certificate_verifier(server_verifier(&material, &provider, Arc::new([])))
@@ -72,10 +77,22 @@ impl TlsSettings {
         client.resumption = Resumption::disabled();
         client.enable_sni = false;
         client.enable_early_data = false;
-        Ok(Self { material, provider, server: Arc::new(server), client: Arc::new(client) })
+        client.require_ems = true;
+        if cfg!(feature = "fips") && !(server.fips() && client.fips()) {
+            return Err(TlsError::NotFips);
+        }
+        Ok(Self { material, provider, posture, server: Arc::new(server), client: Arc::new(client) })
     }
 
-    /// The server's side: TLS 1.3, a client certificate required and verified, ALPN `h2` then `http/1.1`.
+    /// Settings for other material in the same posture.
+    ///
+    /// # Errors
+    /// As [`TlsSettings::new`].
+    pub fn renewed(&self, material: Arc<Material>) -> Result<Self, TlsError> {
+        Self::new(material, self.posture)
+    }
+
+    /// The server's side: a client certificate required and verified, ALPN `h2` then `http/1.1`.
     pub fn server(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.server)
     }
@@ -98,13 +115,18 @@ impl TlsSettings {
         Arc::new(client)
     }
 
+    /// Whether the cryptography is that of a FIPS module, in its approved mode.
+    pub fn fips(&self) -> bool {
+        self.server.fips() && self.client.fips()
+    }
+
     /// The identity material these settings were built from.
     pub fn material(&self) -> &Arc<Material> {
         &self.material
     }
 }
 
-fn server_verifier(
+pub(super) fn server_verifier(
     material: &Arc<Material>,
     provider: &CryptoProvider,
     allowed: Arc<[SpiffeId]>,
@@ -127,12 +149,22 @@ pub fn dummy_server_name() -> ServerName<'static> {
     ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into())
 }
 
-/// The IANA name of a TLS 1.3 cipher suite, as audit events write it; `unknown` for one we never negotiate.
+/// The IANA name of a cipher suite, as audit events write it; `unknown` for one we never negotiate.
 pub fn cipher_name(suite: CipherSuite) -> &'static str {
     match suite {
         CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS13_AES_128_GCM_SHA256",
         CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS13_AES_256_GCM_SHA384",
         CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => "TLS13_CHACHA20_POLY1305_SHA256",
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 => "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384 => "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+        CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256 => {
+            "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256"
+        }
+        CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 => "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+        CipherSuite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384 => "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+        CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256 => {
+            "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256"
+        }
         _ => "unknown",
     }
 }
@@ -143,20 +175,5 @@ pub fn version_name(version: ProtocolVersion) -> &'static str {
         ProtocolVersion::TLSv1_3 => "1.3",
         ProtocolVersion::TLSv1_2 => "1.2",
         _ => "unknown",
-    }
-}
-
-/// AES-128-GCM first: the cheapest with AES instructions, and as strong as the P-256 keys beside it. No post-quantum
-/// exchange by default: it makes the hello about 1 KiB longer and each handshake dearer.
-fn provider() -> CryptoProvider {
-    use aws_lc_rs::{cipher_suite as suite, kx_group as kx};
-    CryptoProvider {
-        cipher_suites: vec![
-            suite::TLS13_AES_128_GCM_SHA256,
-            suite::TLS13_AES_256_GCM_SHA384,
-            suite::TLS13_CHACHA20_POLY1305_SHA256,
-        ],
-        kx_groups: vec![kx::X25519, kx::SECP256R1, kx::SECP384R1],
-        ..aws_lc_rs::default_provider()
     }
 }

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phiward::identity::{FileContents, FilePaths, SpiffeId, TrustDomain};
-use phiward::tls::{Alpn, TlsSettings, dummy_server_name};
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use phiward::tls::{Alpn, Posture, TlsSettings, dummy_server_name};
+use rcgen::{
+    CertificateParams, CertificateRevocationListParams, ExtendedKeyUsagePurpose, Issuer, KeyIdMethod,
+    KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
@@ -26,12 +29,12 @@ pub fn settings(dir: &Path) -> TlsSettings {
     let paths = FilePaths {
         certificate: dir.join("svid.pem"),
         private_key: dir.join("svid.key"),
-        bundle: dir.join("bundle.pem"),
+        bundle: dir.join("bundle.pem").into(),
         federation: Vec::new(),
     };
     let domain = TrustDomain::parse("hospital.local").unwrap();
     let material = FileContents::read(&paths).unwrap().material(&domain, UnixTime::now()).unwrap();
-    TlsSettings::new(Arc::new(material)).unwrap()
+    TlsSettings::new(Arc::new(material), Posture::default()).unwrap()
 }
 
 /// Connects to a sidecar's inbound port as the workload whose files are in `dir`.
@@ -101,6 +104,34 @@ pub fn forged(pki: &Pki, uris: &[&str], (from, until): (i64, i64)) -> (String, S
     params.use_authority_key_identifier_extension = true;
     let key = KeyPair::generate().unwrap();
     (params.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem())
+}
+
+/// What `pki`'s CA has revoked, in PEM: these certificates.
+pub fn crl(pki: &Pki, revoked: &[&str]) -> String {
+    let ca_key = KeyPair::from_pem(&pki.ca.key_pem()).unwrap();
+    let issuer = Issuer::from_ca_cert_pem(pki.ca.cert_pem(), ca_key).unwrap();
+    let now = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(UnixTime::now().as_secs());
+    let serial = |pem: &&str| {
+        let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let hex = phiward::identity::Leaf::parse(&der).unwrap().serial_hex;
+        let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+        SerialNumber::from((0..hex.len()).step_by(2).map(byte).collect::<Vec<_>>())
+    };
+    let revoked = revoked.iter().map(|pem| RevokedCertParams {
+        serial_number: serial(pem),
+        revocation_time: now,
+        reason_code: None,
+        invalidity_date: None,
+    });
+    let params = CertificateRevocationListParams {
+        this_update: now,
+        next_update: now + Duration::from_secs(3600),
+        crl_number: SerialNumber::from(1u64),
+        issuing_distribution_point: None,
+        revoked_certs: revoked.collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    params.signed_by(&issuer).unwrap().pem().unwrap()
 }
 
 #[derive(Debug)]

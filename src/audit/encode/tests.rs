@@ -3,7 +3,8 @@
 use super::*;
 use crate::audit::chain::{Chain, Epoch, MAX_LINE, Record};
 use crate::audit::event::{
-    ConnFacts, Decision, Direction, PolicyFragment, ResponseFacts, ShadowFacts, SubjectFacts, TlsFacts,
+    ConnFacts, Decision, Direction, PolicyFragment, PostureFacts, ResponseFacts, ShadowFacts, SubjectFacts,
+    TlsFacts,
 };
 use crate::audit::pseudonym::PseudonymKey;
 use aws_lc_rs::digest::{SHA256, digest};
@@ -96,8 +97,16 @@ fn every_kind(text: &str) -> Batch {
             recovered: 3,
             previous,
             key: Some(open_key()),
+            tls: Some(PostureFacts { min_version: "1.3", post_quantum: "off", fips: false }),
         },
-        TrailEvent::Open { recovery: "new", lost_bytes: 0, recovered: 0, previous: None, key: None },
+        TrailEvent::Open {
+            recovery: "new",
+            lost_bytes: 0,
+            recovered: 0,
+            previous: None,
+            key: None,
+            tls: None,
+        },
         TrailEvent::Close { reason: "stopped", checkpoint: None },
         TrailEvent::Close { reason: "stopped", checkpoint: Some(sealed()) },
         TrailEvent::Checkpoint(sealed()),
@@ -137,7 +146,7 @@ fn chained(batch: &Batch, text: &str) -> Vec<Vec<u8>> {
         node: some(),
         spiffe_id: some(),
         version,
-        svid: None,
+        ..InstanceFacts::default()
     };
     let instance = instance(&facts);
     let mut chain = Chain::new(Epoch::generate(NOW / 1_000_000, None));

@@ -61,9 +61,10 @@ pub(super) fn validate(args: ValidateArgs) -> u8 {
         match config::load_sidecar(path) {
             Ok(sidecar) => {
                 // An agent says only while it runs which other trust domains there are.
-                if let IdentitySource::Files(paths) = sidecar.identity.source {
+                if let IdentitySource::Files(paths, endpoints) = sidecar.identity.source {
                     known.push(sidecar.identity.trust_domain);
                     known.extend(paths.federation.into_iter().map(|(domain, _)| domain));
+                    known.extend(endpoints.into_iter().map(|endpoint| endpoint.trust_domain));
                 }
             }
             Err(error) => {

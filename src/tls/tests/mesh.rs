@@ -14,7 +14,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use crate::identity::testing::{Forge, Forged, RECORDS, WEB, domain, id, pem, uri};
 use crate::identity::{PemSet, SpiffeId, material_from_pem};
-use crate::tls::{Alpn, TlsSettings, dummy_server_name, handshake_code};
+use crate::tls::{Alpn, Posture, TlsSettings, dummy_server_name, handshake_code};
 
 pub(super) type Outcome<T> = Result<T, io::Error>;
 
@@ -32,17 +32,21 @@ impl Mesh {
     }
 
     pub(super) fn settings(&self, spiffe_id: &str) -> TlsSettings {
+        self.settings_of(spiffe_id, Posture::default())
+    }
+
+    pub(super) fn settings_of(&self, spiffe_id: &str, posture: Posture) -> TlsSettings {
         let leaf = self.ca.svid(spiffe_id);
         let (certificate, bundle, partner) = (leaf.cert.pem(), self.ca.cert.pem(), self.partner.cert.pem());
         let partner_domain = domain("partner.example");
         let set = PemSet {
             certificate: pem("svid.pem", &certificate),
             private_key: pem("svid.key", &leaf.key_pem),
-            bundle: pem("bundle.pem", &bundle),
-            federation: vec![(&partner_domain, pem("partner.pem", &partner))],
+            bundle: pem("bundle.pem", &bundle).into(),
+            federation: vec![(&partner_domain, pem("partner.pem", &partner).into())],
         };
         let material = material_from_pem(&set, &domain("hospital.local"), UnixTime::now()).unwrap();
-        TlsSettings::new(Arc::new(material)).unwrap()
+        TlsSettings::new(Arc::new(material), posture).unwrap()
     }
 
     pub(super) fn server(&self) -> Arc<ServerConfig> {

@@ -1,6 +1,7 @@
 //! Handshakes in memory, between our own two sides and between them and peers that break each rule.
 
 mod mesh;
+mod posture;
 
 use std::io;
 use std::sync::Arc;
@@ -251,8 +252,9 @@ async fn no_allowed_identity_means_nobody() {
 fn no_bundle_means_nobody() {
     let mesh = Mesh::new();
     let svid = mesh.settings(RECORDS).material().svid.clone();
-    let settings =
-        |bundles: Bundles| TlsSettings::new(Arc::new(Material { svid: svid.clone(), bundles })).unwrap();
+    let settings = |bundles: Bundles| {
+        TlsSettings::new(Arc::new(Material { svid: svid.clone(), bundles }), Posture::default()).unwrap()
+    };
     let outcome = |server| {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let (_, server) = runtime.block_on(handshake(mesh.client(), server));
@@ -324,11 +326,11 @@ async fn our_own_expired_svid_ends_both_sides() {
         let set = PemSet {
             certificate: pem("svid.pem", &certificate),
             private_key: pem("svid.key", &leaf.key_pem),
-            bundle: pem("bundle.pem", &bundle),
+            bundle: pem("bundle.pem", &bundle).into(),
             federation: vec![],
         };
         let material = material_from_pem(&set, &domain("hospital.local"), at(now - 5_000)).unwrap();
-        TlsSettings::new(Arc::new(material)).unwrap()
+        TlsSettings::new(Arc::new(material), Posture::default()).unwrap()
     };
     let (_, server) = handshake(mesh.client_that_believes_anybody(), expired(RECORDS).server()).await;
     assert_eq!(handshake_code(&server.err().unwrap()), "own_svid_expired");
