@@ -58,11 +58,20 @@ impl Leaf {
         // extensions it does not know, so that no certificate means one thing here and another in the chain check.
         EndEntityCert::try_from(der).map_err(|error| match error {
             webpki::Error::UnsupportedCriticalExtension => SvidError::CriticalExtension,
+            webpki::Error::SignatureAlgorithmMismatch => SvidError::SignatureAlgorithm,
             _ => SvidError::Malformed,
         })?;
+        // RFC 5280 section 4.1.2.2: positive, at most 20 bytes. A list of revoked certificates knows them by it.
+        let serial = cert.raw_serial();
+        if serial.len() > 20 || serial.first().is_none_or(|first| first & 0x80 != 0) {
+            return Err(SvidError::Malformed);
+        }
         let extensions = Extensions::read(&cert)?;
         if extensions.ca {
             return Err(SvidError::LeafIsCa); // before its names: those of a CA are no workload's, and the reason is this
+        }
+        if extensions.constrains_names {
+            return Err(SvidError::CriticalExtension);
         }
         let id = extensions.spiffe_id()?;
         extensions.check_key_usage()?;
@@ -116,6 +125,8 @@ pub(crate) struct Extensions<'a> {
     pub(crate) extended: Option<&'a ExtendedKeyUsage<'a>>,
     pub(crate) ca: bool,
     pub(crate) path_len: Option<u32>,
+    /// Critical, which a leaf has no use for (RFC 5280 section 4.2.1.10).
+    constrains_names: bool,
 }
 
 impl<'a> Extensions<'a> {
@@ -133,6 +144,7 @@ impl<'a> Extensions<'a> {
                     found.ca = basic.ca;
                     found.path_len = basic.path_len_constraint;
                 }
+                ParsedExtension::NameConstraints(_) if extension.critical => found.constrains_names = true,
                 ParsedExtension::ParseError { .. } if decides(&extension.oid) => {
                     return Err(SvidError::Malformed);
                 }

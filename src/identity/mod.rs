@@ -10,6 +10,8 @@ mod bundle;
 mod ca;
 mod error;
 pub mod files;
+#[cfg(test)]
+mod handmade;
 pub mod inspect;
 mod leaf;
 mod material;
