@@ -112,3 +112,21 @@ openssl_svid() {
 
 # Events of one type in a spool.
 events() { cat "$1"/*.ndjson | grep -c "\"type\":\"$2\"" || true; }
+
+# nginx_says_ok PORT: an app that answers every request with 200.
+nginx_says_ok() {
+  cat >"$work/nginx.conf" <<CONF
+user root;
+worker_processes 1;
+daemon off;
+pid $work/nginx.pid;
+error_log $work/nginx.log;
+events { worker_connections 256; }
+http {
+  access_log off;
+  keepalive_requests 1000000;
+  server { listen 127.0.0.1:$1; location / { return 200 "ok\n"; } }
+}
+CONF
+  nginx -c "$work/nginx.conf" -p "$work" 2>"$work/nginx-start.log" &
+}

@@ -9,91 +9,24 @@ need nginx nginx
 need wrk wrk
 need curl curl
 need openssl openssl
-command -v go >/dev/null || { say "needs go (1.26 or later)"; exit 1; }
+. "$(dirname "$0")/lib-spire.sh"
 build
-
-spire=$target/spire/$(sha256sum <"$root/tests/e2e/tools/spire/go.mod" | cut -c1-16)
-if [ ! -x "$spire/spire-server" ]; then
-  say "building SPIRE"
-  mkdir -p "$spire"
-  for part in spire-agent spire-server; do
-    (cd "$root/tests/e2e/tools/spire" && go build -o "$spire/$part" "github.com/spiffe/spire/cmd/$part") 2>"$work/spire-build.log"
-  done
-fi
+build_spire
 
 seconds=${PHIWARD_SPIRE_SECONDS:-60}
 cd "$work"
-mkdir -p server agent web records collector
-
-cat >server.conf <<CONF
-server {
-  bind_address = "127.0.0.1"
-  bind_port = "28181"
-  socket_path = "$work/server.sock"
-  trust_domain = "hospital.local"
-  data_dir = "$work/server"
-  log_level = "WARN"
-  ca_ttl = "24h"
-  agent_ttl = "1h"
-  default_x509_svid_ttl = "30s"
-}
-plugins {
-  DataStore "sql" { plugin_data { database_type = "sqlite3", connection_string = "$work/server/datastore.sqlite3" } }
-  NodeAttestor "join_token" { plugin_data {} }
-  KeyManager "memory" { plugin_data {} }
-}
-CONF
-cat >agent.conf <<CONF
-agent {
-  data_dir = "$work/agent"
-  log_level = "WARN"
-  server_address = "127.0.0.1"
-  server_port = "28181"
-  socket_path = "$work/agent.sock"
-  trust_bundle_path = "$work/bootstrap.pem"
-  trust_domain = "hospital.local"
-  experimental { sync_interval = "1s" }
-}
-plugins {
-  NodeAttestor "join_token" { plugin_data {} }
-  KeyManager "memory" { plugin_data {} }
-  WorkloadAttestor "unix" { plugin_data { discover_workload_path = true } }
-}
-CONF
-server() { "$spire/spire-server" "$@" -socketPath "$work/server.sock"; }
-"$spire/spire-server" run -config server.conf >spire-server.log 2>&1 &
-until_true "the SPIRE server" server healthcheck
-server bundle show >bootstrap.pem
-token=$(server token generate -ttl 600 | awk '/^Token/{print $2}')
-"$spire/spire-agent" run -config agent.conf -joinToken "$token" >spire-agent.log 2>&1 &
-agent_pid=$!
-until_true "the SPIRE agent" "$spire/spire-agent" healthcheck -socketPath "$work/agent.sock"
+spire_up own hospital.local 28181
 # Each workload is known by the path of its program.
 for who in web records collector; do
+  mkdir -p "$who"
   cp "$phiward" "$who/phiward"
   namespace=clinic
   [ "$who" = collector ] && namespace=audit
-  server entry create -parentID "spiffe://hospital.local/spire/agent/join_token/$token" -x509SVIDTTL 30 \
-    -spiffeID "spiffe://hospital.local/ns/$namespace/sa/$who" -selector "unix:path:$work/$who/phiward" |
-    awk '/Entry ID/{print $4}' >"$who/entry"
+  register own "spiffe://hospital.local/ns/$namespace/sa/$who" "$work/$who/phiward" >"$who/entry"
 done
+nginx_says_ok 28080
 
-cat >nginx.conf <<CONF
-user root;
-worker_processes 1;
-daemon off;
-pid $work/nginx.pid;
-error_log $work/nginx.log;
-events { worker_connections 256; }
-http {
-  access_log off;
-  keepalive_requests 1000000;
-  server { listen 127.0.0.1:28080; location / { return 200 "ok\n"; } }
-}
-CONF
-nginx -c "$work/nginx.conf" -p "$work" 2>nginx-start.log &
-
-identity="identity: {trust_domain: hospital.local, source: spire, spire: {socket: \"unix://$work/agent.sock\"}}"
+identity="identity: {trust_domain: hospital.local, source: spire, spire: {socket: \"unix://$work/own/agent.sock\"}}"
 for who in web records; do openssl rand -hex 32 >"$who/key"; done
 cat >records/policy.yaml <<'CONF'
 apiVersion: phiward/v1
@@ -152,11 +85,11 @@ say "== $seconds seconds of wrk, with a new CA half-way"
 wrk -t1 -c16 -d"${seconds}s" -H 'Host: records.clinic' "$url" >wrk.txt &
 wrk_pid=$!
 sleep $((seconds / 3))
-server localauthority x509 prepare >authority.txt
+server own localauthority x509 prepare >authority.txt
 new=$(awk '/Authority ID/{print $3}' authority.txt | head -n 1)
 # Bundles first: those who verify must know the new CA before anybody shows a certificate of it.
 sleep 6
-check "the new CA is activated" eval "server localauthority x509 activate -authorityID $new >/dev/null"
+check "the new CA is activated" eval "server own localauthority x509 activate -authorityID $new >/dev/null"
 wait "$wrk_pid"
 grep -E 'requests in|Socket|Non-2xx' wrk.txt
 check "wrk made requests" eval "grep -q 'requests in' wrk.txt"
@@ -169,19 +102,18 @@ served_by() { openssl s_client -connect 127.0.0.1:25006 -showcerts </dev/null 2>
 until_true "SVIDs of the new CA" eval "served_by | tr -d ': \n' | tr A-F a-f | matches '$new'"
 
 say "== a registration is removed"
-server entry delete -entryID "$(cat web/entry)" >/dev/null
+server own entry delete -entryID "$(cat web/entry)" >/dev/null
 lost() { [ "$(events "$1/audit" identity.lost)" -gt 0 ]; }
 until_true "the withdrawal is recorded" lost web
 check "it is called what it is" eval "cat web/audit/*.ndjson | grep identity.lost | matches withdrawn"
 refused() { [ "$(status)" = 502 ]; }
 served() { [ "$(status)" = 200 ]; }
 until_true "it has no access" eval "refused && ! ready 25000"
-server entry create -parentID "spiffe://hospital.local/spire/agent/join_token/$token" -x509SVIDTTL 30 \
-  -spiffeID spiffe://hospital.local/ns/clinic/sa/web -selector "unix:path:$work/web/phiward" >/dev/null
+register own spiffe://hospital.local/ns/clinic/sa/web "$work/web/phiward" >web/entry
 until_true "registered again, it has access" eval "ready 25000 && served"
 
 say "== the agent dies"
-kill -KILL "$agent_pid"
+kill -KILL "$own_agent_pid"
 check "what it gave stays good" equal "$(status)" 200
 until_true "until it expires" refused
 until_true "the expiry is recorded" eval "cat records/audit/*.ndjson | grep identity.lost | matches expired"
