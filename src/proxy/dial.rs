@@ -79,7 +79,8 @@ impl Life {
 /// When a connection whose certificate expires at `not_after` (Unix seconds) takes nothing new, and when it ends.
 pub(crate) fn retirement(not_after: i64) -> (Instant, Instant) {
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let end = Duration::from_secs(not_after.max(0) as u64);
+    // The last second belongs to the validity (RFC 5280, section 4.1.2.5), for a handshake as for what it opened.
+    let end = Duration::from_secs(not_after.max(0) as u64 + 1);
     // A timer takes no more than some years; a connection that old has long been replaced.
     let left = end.saturating_sub(unix).min(Duration::from_secs(365 * 24 * 3600));
     let now = Instant::now();

@@ -41,22 +41,13 @@ common_tls_context: {
           alpn_protocols: [h2],
           tls_params: {tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3},
           tls_certificates: [{certificate_chain: {filename: $work/$1/svid.pem}, private_key: {filename: $work/$1/svid.key}}],
-          combined_validation_context: {
-            default_validation_context: {match_typed_subject_alt_names: [{san_type: URI, matcher: {exact: "$2"}}]},
-            validation_context_sds_secret_config: {name: spiffe, sds_config: {path_config_source: {path: $work/spiffe.yaml}}}}}
+          validation_context: {
+            match_typed_subject_alt_names: [{san_type: URI, matcher: {exact: "$2"}}],
+            custom_validator_config: {name: envoy.tls.cert_validator.spiffe, typed_config: {
+              "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig,
+              trust_domains: [{name: hospital.local, trust_bundle: {filename: $work/ca/ca.pem}}]}}}}
 CONF
 }
-cat >spiffe.yaml <<CONF
-resources:
-  - "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret
-    name: spiffe
-    validation_context:
-      custom_validator_config:
-        name: envoy.tls.cert_validator.spiffe
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig
-          trust_domains: [{name: hospital.local, trust_bundle: {filename: $work/ca/ca.pem}}]
-CONF
 listener() { # port, cluster, transport socket
   cat <<CONF
     - address: {socket_address: {address: 127.0.0.1, port_value: $1}}
