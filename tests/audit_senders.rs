@@ -233,3 +233,28 @@ async fn only_a_sender_with_a_certificate_delivers() {
     intact(&store);
     assert_eq!(events(spool_dir.path()), events(&store));
 }
+
+/// If this fails, a sender whose CA was dropped, or whose certificate has run out, goes on writing to the store.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sender_proves_again_who_it_is_when_certificates_change() {
+    let pki = Pki::new();
+    let (collector, records) = (pki.workload("collector", COLLECTOR), pki.workload("records", RECORDS));
+    let running = Running::start(&collector, "").await;
+    let stays = async |identity: (&str, &str)| {
+        let mut stream = peer::http1(running.addr, identity).await;
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: c\r\n\r\n").await.unwrap();
+        let mut reply = [0; 1024];
+        assert!(stream.read(&mut reply).await.unwrap() > 0);
+        stream
+    };
+    let read = |name: &str| std::fs::read_to_string(records.join(name)).unwrap();
+    let (cert, key) = (read("svid.pem"), read("svid.key"));
+    let (short_cert, short_key) = peer::forged(&pki, &[RECORDS], (-60, 2));
+    let (mut long, mut short) = (stays((&cert, &key)).await, stays((&short_cert, &short_key)).await);
+    let mut rest = Vec::new();
+    tokio::time::timeout(PATIENCE, short.read_to_end(&mut rest)).await.unwrap().ok(); // ends with its certificate
+    pki.write_svid(&collector, COLLECTOR);
+    tokio::time::timeout(PATIENCE, long.read_to_end(&mut rest)).await.unwrap().ok(); // ends with the collector's old identity
+    drop(stays((&cert, &key)).await);
+    running.end().await;
+}

@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -90,16 +90,18 @@ impl Door {
     pub(super) async fn connection(
         &self,
         stream: TcpStream,
-        tls: Option<Arc<rustls::ServerConfig>>,
-        stopped: watch::Receiver<bool>,
+        tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
+        mut stopped: watch::Receiver<bool>,
     ) {
         let _ = stream.set_nodelay(true); // only speed is lost
-        let Some(tls) = tls else {
+        let Some(mut tls) = tls else {
             let _connected = Connected::new(&self.metrics);
-            return self.http1(stream, &Sender::unknown(), stopped).await;
+            let asked = async move { drop(stopped.wait_for(|stop| *stop).await) };
+            return self.http1(stream, &Sender::unknown(), asked).await;
         };
+        let settings = tls.borrow_and_update().clone();
         let stream =
-            match tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(tls).accept(stream)).await {
+            match tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(settings).accept(stream)).await {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(error)) => return tracing::warn!(%error, "a sender was refused by the collector"),
                 Err(_) => return tracing::warn!("a sender's handshake with the collector took too long"),
@@ -110,14 +112,25 @@ impl Door {
         };
         let _connected = Connected::new(&self.metrics);
         let sender = Sender::verified(peer.id, &self.relays);
-        if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-            self.http2(stream, &sender, stopped).await;
+        let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        // A sender proves again who it is when its certificate has run out, or when we have a new one or new bundles: it
+        // connects anew, and what was not acknowledged comes again.
+        let asked = async move {
+            tokio::select! {
+                _ = stopped.wait_for(|stop| *stop) => {}
+                Ok(()) = tls.changed() => {}
+                () = tokio::time::sleep(until_past(peer.not_after)) => {}
+            }
+        };
+        if h2 {
+            self.http2(stream, &sender, asked).await;
         } else {
-            self.http1(stream, &sender, stopped).await;
+            self.http1(stream, &sender, asked).await;
         }
     }
 
-    async fn http1<S>(&self, stream: S, sender: &Sender, mut stopped: watch::Receiver<bool>)
+    /// Serves until the sender is done, or until `asked`: then what is under way ends, and nothing new begins.
+    async fn http1<S>(&self, stream: S, sender: &Sender, asked: impl Future<Output = ()>)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -127,12 +140,13 @@ impl Door {
         let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
         tokio::select! {
             outcome = &mut served => return log(outcome),
-            _ = stopped.wait_for(|stop| *stop) => served.as_mut().graceful_shutdown(),
+            () = asked => served.as_mut().graceful_shutdown(),
         }
         log(served.await);
     }
 
-    async fn http2<S>(&self, stream: S, sender: &Sender, mut stopped: watch::Receiver<bool>)
+    /// Serves until the sender is done, or until `asked`: then what is under way ends, and nothing new begins.
+    async fn http2<S>(&self, stream: S, sender: &Sender, asked: impl Future<Output = ()>)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -146,7 +160,7 @@ impl Door {
         let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
         tokio::select! {
             outcome = &mut served => return log(outcome),
-            _ = stopped.wait_for(|stop| *stop) => served.as_mut().graceful_shutdown(),
+            () = asked => served.as_mut().graceful_shutdown(),
         }
         log(served.await);
     }
@@ -239,6 +253,13 @@ where
         batch.bytes.extend_from_slice(&data);
     }
     Ok(batch)
+}
+
+/// How long a certificate whose last second is `not_after` (Unix seconds) is good yet.
+fn until_past(not_after: i64) -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let left = Duration::from_secs(not_after.saturating_add(1).max(0).unsigned_abs()).saturating_sub(now);
+    left.min(Duration::from_secs(365 * 24 * 3600)) // a timer takes no more than some years
 }
 
 fn log(outcome: Result<(), hyper::Error>) {

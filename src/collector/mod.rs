@@ -125,7 +125,7 @@ impl Collector {
                 accepted = accept(&listener, &permits) => accepted,
             };
             let (stream, permit) = accepted;
-            let tls = self.tls.as_ref().map(|tls| tls.borrow().clone());
+            let tls = self.tls.clone();
             let (door, stopped) = (self.door.clone(), stopped.clone());
             connections.spawn(async move {
                 door.connection(stream, tls, stopped).await;
