@@ -275,5 +275,7 @@ limits: {{drain_deadline: 2s}}
     assert_eq!(status(&mut ours, "/open/b").await, 200);
     peer::turned_away(side.inbound(), peer::showing(Some((&stolen.0, &stolen.1)))).await;
     let trail = side.trail().await;
-    assert_eq!(trail.reasons(), ["revoked", "revoked"], "{}", trail.text);
+    let rejected = trail.of_type("conn.rejected");
+    let reasons: Vec<_> = rejected.iter().map(|event| &event["decision"]["reason"]).collect();
+    assert_eq!(reasons, ["revoked", "revoked"], "{}", trail.text);
 }
