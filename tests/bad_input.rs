@@ -206,3 +206,43 @@ fn usage_errors_are_2_and_help_is_0() {
         assert_eq!(phiward(&[command, "--help"]), Some(0), "{command}");
     }
 }
+
+/// If this fails, a federation or a TLS posture that was meant is not had, or one that is wrong is found out by the partner.
+#[test]
+fn a_wrong_federation_or_posture_is_refused_with_its_place() {
+    let folder = Folder::new();
+    let endpoint = |entry: &str| {
+        CONFIG.replace("inbound:", &format!("  federation: [{{trust_domain: p.example, {entry}}}]\ninbound:"))
+    };
+    for (entry, words) in [
+        ("crl: a.crl", "needs the bundle of its trust domain"),
+        ("endpoint: {url: \"http://p.example/\", profile: https_web}", "must be https://"),
+        ("endpoint: {url: \"https://me@p.example/\", profile: https_web}", "must be https://"),
+        ("endpoint: {url: \"https://p.example/\"}", "needs the key `profile`"),
+        ("endpoint: {url: \"https://p.example/\", profile: web}", "profile"),
+        ("endpoint: {url: \"https://p.example/\", profile: https_spiffe}", "needs the `spiffe_id`"),
+        (
+            "endpoint: {url: \"https://p.example/\", profile: https_web, spiffe_id: \"spiffe://p.example/s\"}",
+            "https_spiffe",
+        ),
+        (
+            "endpoint: {url: \"https://p.example/\", profile: https_spiffe, spiffe_id: \"spiffe://p.example/s\"}",
+            "needs a first bundle",
+        ),
+        (
+            "endpoint: {url: \"https://p.example/\", profile: https_web}, crl: a.crl",
+            "`crl` belongs to a `bundle`",
+        ),
+    ] {
+        folder.write("sidecar.yaml", endpoint(entry));
+        folder.refused(1, &["sidecar.yaml:6:", words]);
+    }
+    for (tls, words) in [("{min_version: \"1.1\"}", "min_version"), ("{post_quantum: on}", "post_quantum")] {
+        folder.write("sidecar.yaml", format!("{CONFIG}tls: {tls}\n"));
+        folder.refused(1, &["sidecar.yaml:11:", words]);
+    }
+    folder.write("sidecar.yaml", CONFIG.replace("bundle: bundle.pem", "bundle: bundle.pem, crl: a.crl"));
+    folder.refused(2, &["a.crl: cannot read it"]);
+    folder.write("a.crl", folder.pki.ca.cert_pem());
+    folder.refused(1, &["a.crl:1:", "holds revocation lists alone"]);
+}

@@ -11,7 +11,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use common::app::App;
 use common::wire::Wire;
-use common::{Pki, RECORDS, Side, client, eventually, peer, reloads};
+use common::{Pki, RECORDS, Side, client, eventually, in_front_of, peer, reloads};
 use phiward::identity::{Ca, SpiffeId, TrustDomain};
 use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject;
@@ -103,22 +103,10 @@ impl BundleServer {
 async fn records(dir: &Path, federation: &str) -> Side {
     std::fs::write(dir.join("policy.yaml"), POLICY).unwrap();
     let app = App::answering(OK).await.addr;
-    let text = format!(
-        "version: 1
-workload: {{service: records, namespace: clinic}}
-identity:
-  trust_domain: hospital.local
-  files: {{certificate: svid.pem, private_key: svid.key, bundle: bundle.pem}}
-  federation: [{federation}]
-audit: {{spool: {{dir: audit}}, key_file: audit-hmac.key}}
-admin: {{bind: \"127.0.0.1:0\"}}
-workers: 1
-inbound: {{listeners: [{{name: api, bind: \"127.0.0.1:0\", app: \"{app}\"}}]}}
-policy: {{file: policy.yaml}}
-limits: {{drain_deadline: 2s}}
-"
+    let identity = format!(
+        "files: {{certificate: svid.pem, private_key: svid.key, bundle: bundle.pem}}\n  federation: [{federation}]"
     );
-    Side::start_whole(dir.into(), &text).await
+    Side::start_as(dir.into(), "records", &identity, &in_front_of(app)).await
 }
 
 /// Whether somebody who shows this gets an answer.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::app::App;
 use common::wire::Wire;
-use common::{POLICY, Pki, RECORDS, Side, WEB, eventually, peer, reloads};
+use common::{POLICY, Pki, RECORDS, Side, WEB, eventually, in_front_of, peer, reloads};
 use phiward::identity::SpiffeId;
 use rustls_pki_types::UnixTime;
 
@@ -47,21 +47,10 @@ async fn is_followed(files: [&str; 3], write: fn(&Path, &str, [String; 3])) {
     std::fs::write(dir.join("policy.yaml"), POLICY).unwrap();
     let app = App::answering(OK).await.addr;
     let [certificate, key, bundle] = files;
-    let text = format!(
-        "version: 1
-workload: {{service: records, namespace: clinic}}
-identity:
-  trust_domain: hospital.local
-  files: {{certificate: volume/{certificate}, private_key: volume/{key}, bundle: volume/{bundle}}}
-audit: {{spool: {{dir: audit}}, key_file: audit-hmac.key}}
-admin: {{bind: \"127.0.0.1:0\"}}
-workers: 1
-inbound: {{listeners: [{{name: api, bind: \"127.0.0.1:0\", app: \"{app}\"}}]}}
-policy: {{file: policy.yaml}}
-limits: {{drain_deadline: 2s}}
-"
+    let identity = format!(
+        "files: {{certificate: volume/{certificate}, private_key: volume/{key}, bundle: volume/{bundle}}}"
     );
-    let side = Side::start_whole(dir.clone(), &text).await;
+    let side = Side::start_as(dir.clone(), "records", &identity, &in_front_of(app)).await;
     let (cert, key) = peer::forged(&pki, &[WEB], (-60, 3600));
     let served = async || {
         let mut wire = Wire::new(peer::http1(side.inbound(), (&cert, &key)).await);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::app::App;
 use common::wire::Wire;
-use common::{Mesh, POLICY, Pki, Setup, Side, WEB, client, eventually, peer, reloads};
+use common::{Mesh, POLICY, Pki, Setup, Side, WEB, client, eventually, in_front_of, peer, reloads};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -251,21 +251,8 @@ async fn a_revoked_certificate_loses_its_connections_and_gets_no_new_one() {
     std::fs::write(dir.join("policy.yaml"), POLICY).unwrap();
     std::fs::write(dir.join("ca.crl"), peer::crl(&pki, &[])).unwrap();
     let app = App::answering(OK).await.addr;
-    let text = format!(
-        "version: 1
-workload: {{service: records, namespace: clinic}}
-identity:
-  trust_domain: hospital.local
-  files: {{certificate: svid.pem, private_key: svid.key, bundle: bundle.pem, crl: ca.crl}}
-audit: {{spool: {{dir: audit}}, key_file: audit-hmac.key}}
-admin: {{bind: \"127.0.0.1:0\"}}
-workers: 1
-inbound: {{listeners: [{{name: api, bind: \"127.0.0.1:0\", app: \"{app}\"}}]}}
-policy: {{file: policy.yaml}}
-limits: {{drain_deadline: 2s}}
-"
-    );
-    let side = Side::start_whole(dir.clone(), &text).await;
+    let identity = "files: {certificate: svid.pem, private_key: svid.key, bundle: bundle.pem, crl: ca.crl}";
+    let side = Side::start_as(dir.clone(), "records", identity, &in_front_of(app)).await;
     let (stolen, good) = (peer::forged(&pki, &[WEB], (-60, 3600)), peer::forged(&pki, &[WEB], (-60, 3600)));
     let mut theirs = Wire::new(peer::http1(side.inbound(), (&stolen.0, &stolen.1)).await);
     let mut ours = Wire::new(peer::http1(side.inbound(), (&good.0, &good.1)).await);

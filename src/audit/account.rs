@@ -210,16 +210,7 @@ impl Taking {
         if allowed {
             self.open.insert(request.id);
         }
-        let kind = AccessKind {
-            service: instance.service,
-            identity: subject.spiffe_id,
-            outcome: decision.outcome,
-            reason: decision.reason,
-            role: decision.role,
-            rule: decision.rule,
-            method: http.method,
-            template: http.template,
-        };
+        let kind = kind_of(instance, subject, decision, http.method, http.template);
         let new = || (Span { requests: 0, first: time.to_string(), last: time.to_string() }, HashSet::new());
         let (span, records) = self.access.entry(kind).or_insert_with(new);
         span.requests += 1;
@@ -247,16 +238,7 @@ impl Taking {
             [one] if !summary.more_templates => one.clone(),
             _ => String::new(),
         };
-        let kind = AccessKind {
-            service: instance.service,
-            identity: subject.spiffe_id,
-            outcome: decision.outcome,
-            reason: decision.reason,
-            role: decision.role,
-            rule: decision.rule,
-            method: String::new(),
-            template,
-        };
+        let kind = kind_of(instance, subject, decision, String::new(), template);
         let new = || {
             (Span { requests: 0, first: summary.first.clone(), last: summary.last.clone() }, HashSet::new())
         };
@@ -294,6 +276,18 @@ impl Taking {
         account.trail.without_end = open.len() as u64;
         account
     }
+}
+
+fn kind_of(
+    instance: Instance,
+    subject: Subject,
+    decision: Decision,
+    method: String,
+    template: String,
+) -> AccessKind {
+    let Decision { outcome, reason, role, rule } = decision;
+    let (service, identity) = (instance.service, subject.spiffe_id);
+    AccessKind { service, identity, outcome, reason, role, rule, method, template }
 }
 
 fn widen(first: &mut Option<String>, last: &mut Option<String>, time: &str) {

@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -24,7 +24,7 @@ use super::metrics::{CollectorMetrics, Refusing};
 use super::sender::Sender;
 use super::store::{Store, StoreError};
 use crate::identity::SpiffeId;
-use crate::tls::peer_cert;
+use crate::tls::{peer_cert, time_left};
 
 /// The largest body of a request: 8 MiB.
 const MAX_BODY: usize = 8 * 1024 * 1024;
@@ -119,7 +119,7 @@ impl Door {
             tokio::select! {
                 _ = stopped.wait_for(|stop| *stop) => {}
                 Ok(()) = tls.changed() => {}
-                () = tokio::time::sleep(until_past(peer.not_after)) => {}
+                () = tokio::time::sleep(time_left(peer.not_after)) => {}
             }
         };
         if h2 {
@@ -253,13 +253,6 @@ where
         batch.bytes.extend_from_slice(&data);
     }
     Ok(batch)
-}
-
-/// How long a certificate whose last second is `not_after` (Unix seconds) is good yet.
-fn until_past(not_after: i64) -> Duration {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let left = Duration::from_secs(not_after.saturating_add(1).max(0).unsigned_abs()).saturating_sub(now);
-    left.min(Duration::from_secs(365 * 24 * 3600)) // a timer takes no more than some years
 }
 
 fn log(outcome: Result<(), hyper::Error>) {

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -78,11 +78,7 @@ impl Life {
 
 /// When a connection whose certificate expires at `not_after` (Unix seconds) takes nothing new, and when it ends.
 pub(crate) fn retirement(not_after: i64) -> (Instant, Instant) {
-    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    // The last second belongs to the validity (RFC 5280, section 4.1.2.5), for a handshake as for what it opened.
-    let end = Duration::from_secs(not_after.max(0) as u64 + 1);
-    // A timer takes no more than some years; a connection that old has long been replaced.
-    let left = end.saturating_sub(unix).min(Duration::from_secs(365 * 24 * 3600));
+    let left = tls::time_left(not_after);
     let now = Instant::now();
     (now + left - (left / 10).min(RETIRE_MOST), now + left)
 }

@@ -15,7 +15,7 @@ mod tests;
 mod verify;
 
 pub use failure::{handshake_code, peer_error};
-pub use peer::{PeerCert, PeerError, peer_cert};
+pub use peer::{PeerCert, PeerError, peer_cert, time_left};
 pub use posture::{MinVersion, PostQuantum, Posture};
 pub use roots::{RootsError, client_with_roots, file_roots, system_roots};
 pub use settings::{Alpn, TlsError, TlsSettings, cipher_name, dummy_server_name, version_name};

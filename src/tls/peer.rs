@@ -1,5 +1,7 @@
 //! The peer of an established connection, and why a peer was refused.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use rustls::CommonState;
 
 use crate::identity::{Leaf, SpiffeId, SvidError, certificate_sha256_hex, utc};
@@ -43,6 +45,15 @@ pub enum PeerError {
         /// End of our SVID's validity, Unix seconds; 0 for one that was withdrawn.
         not_after: i64,
     },
+}
+
+/// How long a certificate whose last second is `not_after` (Unix seconds) is good yet. That second belongs to the validity (RFC
+/// 5280, section 4.1.2.5), for a handshake as for what it opened. At most a year: a timer takes no more than some, and a
+/// connection that old has long been replaced.
+pub fn time_left(not_after: i64) -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let end = Duration::from_secs(not_after.saturating_add(1).max(0).unsigned_abs());
+    end.saturating_sub(now).min(Duration::from_secs(365 * 24 * 3600))
 }
 
 /// The peer of `connection`, whose handshake is done.

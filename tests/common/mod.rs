@@ -78,6 +78,15 @@ impl Pki {
     }
 }
 
+/// The configuration of an inbound side in front of `app`, with the policy in `policy.yaml`.
+pub fn in_front_of(app: SocketAddr) -> String {
+    format!(
+        "inbound: {{listeners: [{{name: api, bind: \"127.0.0.1:0\", app: \"{app}\"}}]}}
+policy: {{file: policy.yaml}}
+limits: {{drain_deadline: 2s}}"
+    )
+}
+
 /// A running sidecar with its folder.
 pub struct Side {
     pub dir: PathBuf,
@@ -87,12 +96,18 @@ pub struct Side {
 impl Side {
     /// Starts a sidecar from a configuration, of which `rest` is what is special to the test.
     pub async fn start(dir: PathBuf, service: &str, rest: &str) -> Self {
+        let files = "files: {certificate: svid.pem, private_key: svid.key, bundle: bundle.pem}";
+        Self::start_as(dir, service, files, rest).await
+    }
+
+    /// As [`Side::start`], of a workload of hospital.local whose identity comes from there.
+    pub async fn start_as(dir: PathBuf, service: &str, identity: &str, rest: &str) -> Self {
         let text = format!(
             "version: 1
 workload: {{service: {service}, namespace: clinic}}
 identity:
   trust_domain: hospital.local
-  files: {{certificate: svid.pem, private_key: svid.key, bundle: bundle.pem}}
+  {identity}
 audit: {{spool: {{dir: audit}}, key_file: audit-hmac.key}}
 admin: {{bind: \"127.0.0.1:0\"}}
 workers: 1

@@ -84,33 +84,12 @@ $(cluster impostor 25006 "$(upstream spiffe://hospital.local/ns/clinic/sa/billin
 CONF
 "$envoy" -c envoy.yaml --concurrency 1 --base-id 950 -l warning >envoy.log 2>&1 &
 
-cat >records/policy.yaml <<'CONF'
-apiVersion: phiward/v1
-kind: Policy
-metadata: {name: records, revision: "1", owner: e2e, review: {by: e2e, due: 2099-01-01}}
-roles:
-  reader: [{name: read, methods: [GET], paths: ["/fhir/Patient/{id}"]}]
-bindings:
-  - {role: reader, identities: ["spiffe://hospital.local/ns/clinic/sa/viewer"]}
-CONF
-sidecar() { # name, admin port, the rest from stdin
-  cat >"$1/sidecar.yaml" <<CONF
-version: 1
-workload: {service: $1, namespace: clinic}
-identity: {trust_domain: hospital.local, files: {certificate: svid.pem, private_key: svid.key, bundle: bundle.pem}}
-audit: {spool: {dir: audit}, key_file: key}
-admin: {bind: "127.0.0.1:$2"}
-workers: 1
-$(cat)
-CONF
-  "$phiward" run --config "$1/sidecar.yaml" 2>"$1.log" &
-  eval "$1_pid=$!"
-}
-sidecar records 25010 <<'CONF'
+reader_policy spiffe://hospital.local/ns/clinic/sa/viewer >records/policy.yaml
+sidecar records 25010 "$(of_files hospital.local)" <<'CONF'
 inbound: {listeners: [{name: api, bind: "127.0.0.1:25006", app: "127.0.0.1:28080"}]}
 policy: {file: policy.yaml}
 CONF
-sidecar web 25000 <<'CONF'
+sidecar web 25000 "$(of_files hospital.local)" <<'CONF'
 outbound:
   bind: "127.0.0.1:25001"
   services:

@@ -52,47 +52,20 @@ register partner spiffe://partner.example/gateway "$work/gateway/phiward" \
 openssl_svid lab-root lab spiffe://lab.example/analyser
 nginx_says_ok 28080
 
-policy() { # identity pattern: may read
-  cat <<CONF
-apiVersion: phiward/v1
-kind: Policy
-metadata: {name: open, revision: "1", owner: e2e, review: {by: e2e, due: 2099-01-01}}
-roles:
-  reader: [{name: read, methods: [GET], paths: ["/fhir/Patient/{id}"]}]
-bindings:
-  - {role: reader, identities: ["$1"]}
-CONF
-}
-sidecar() { # name, trust domain and source, admin port, the rest from stdin
-  cat >"$1/sidecar.yaml" <<CONF
-version: 1
-workload: {service: $1, namespace: clinic}
-identity: {trust_domain: $2}
-audit: {spool: {dir: audit}, key_file: key}
-admin: {bind: "127.0.0.1:$3"}
-workers: 1
-$(cat)
-CONF
-  local program=$phiward
-  [ -x "$1/phiward" ] && program=$1/phiward
-  "$program" run --config "$1/sidecar.yaml" 2>"$1.log" &
-  eval "$1_pid=$!"
-}
-of_agent() { printf '%s, source: spire, spire: {socket: "unix://%s/%s/agent.sock"}' "$1" "$work" "$2"; }
-policy "spiffe://partner.example/**" >records/policy.yaml
-policy "spiffe://hospital.local/**" >gateway/policy.yaml
-policy "spiffe://partner.example/**" >lab/policy.yaml
+reader_policy "spiffe://partner.example/**" >records/policy.yaml
+reader_policy "spiffe://hospital.local/**" >gateway/policy.yaml
+reader_policy "spiffe://partner.example/**" >lab/policy.yaml
 inbound() { printf 'inbound: {listeners: [{name: api, bind: "127.0.0.1:%s", app: "127.0.0.1:28080"}]}\npolicy: {file: policy.yaml}\n' "$1"; }
 service() { printf '{name: %s, hosts: [%s.test], endpoints: ["127.0.0.1:%s"], identities: ["%s"]}' "$1" "$1" "$2" "$3"; }
 gateway=$(service gateway 25106 spiffe://partner.example/gateway)
-sidecar records "$(of_agent hospital.local hospital)" 25010 <<CONF
+sidecar records 25010 "$(of_agent hospital.local hospital)" <<CONF
 $(inbound 25006)
 outbound: {bind: "127.0.0.1:25001", services: [$gateway]}
 CONF
-sidecar web "$(of_agent hospital.local hospital)" 25020 <<CONF
+sidecar web 25020 "$(of_agent hospital.local hospital)" <<CONF
 outbound: {bind: "127.0.0.1:25021", services: [$gateway]}
 CONF
-sidecar gateway "$(of_agent partner.example partner)" 25110 <<CONF
+sidecar gateway 25110 "$(of_agent partner.example partner)" <<CONF
 $(inbound 25106)
 outbound:
   bind: "127.0.0.1:25101"
@@ -100,7 +73,9 @@ outbound:
     - $(service records 25006 spiffe://hospital.local/ns/clinic/sa/records)
     - $(service lab 25206 spiffe://lab.example/analyser)
 CONF
-sidecar lab "lab.example, files: {certificate: svid.pem, private_key: svid.key, bundle: bundle.pem}, federation: [{trust_domain: partner.example, bundle: ../partner-root/ca.pem, endpoint: {url: \"https://127.0.0.1:28192/\", profile: https_spiffe, spiffe_id: \"spiffe://partner.example/spire/server\"}}]" 25210 <<CONF
+published='{url: "https://127.0.0.1:28192/", profile: https_spiffe, spiffe_id: "spiffe://partner.example/spire/server"}'
+federation=", federation: [{trust_domain: partner.example, bundle: ../partner-root/ca.pem, endpoint: $published}]"
+sidecar lab 25210 "$(of_files lab.example "$federation")" <<CONF
 $(inbound 25206)
 CONF
 until_true "the sidecars ready" eval "ready 25010 && ready 25020 && ready 25110 && ready 25210"

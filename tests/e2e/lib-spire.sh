@@ -79,3 +79,6 @@ register() {
   server "$name" entry create -parentID "$parent" -x509SVIDTTL 30 -spiffeID "$id" -selector "unix:path:$program" "$@" |
     awk '/Entry ID/{print $4}'
 }
+
+# of_agent TRUST-DOMAIN NAME: the identity of a workload of the agent whose folder is NAME.
+of_agent() { printf 'trust_domain: %s, source: spire, spire: {socket: "unix://%s/%s/agent.sock"}' "$1" "$work" "$2"; }

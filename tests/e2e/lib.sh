@@ -130,3 +130,37 @@ http {
 CONF
   nginx -c "$work/nginx.conf" -p "$work" 2>"$work/nginx-start.log" &
 }
+
+# reader_policy IDENTITIES: a policy that lets them read patients.
+reader_policy() {
+  cat <<CONF
+apiVersion: phiward/v1
+kind: Policy
+metadata: {name: records, revision: "1", owner: e2e, review: {by: e2e, due: 2099-01-01}}
+roles:
+  reader: [{name: read, methods: [GET], paths: ["/fhir/Patient/{id}"]}]
+bindings:
+  - {role: reader, identities: ["$1"]}
+CONF
+}
+
+# sidecar NAME ADMIN-PORT IDENTITY [SINKS]: starts a sidecar in the folder NAME, with the rest of its configuration from stdin; its
+# process is NAME_pid. A program in that folder is run instead of the usual one.
+sidecar() {
+  cat >"$1/sidecar.yaml" <<CONF
+version: 1
+workload: {service: $1, namespace: clinic}
+identity: {$3}
+audit: {spool: {dir: audit, max_bytes: 4GiB}, key_file: key, sinks: [${4:-}]}
+admin: {bind: "127.0.0.1:$2"}
+workers: 1
+$(cat)
+CONF
+  local program=$phiward
+  [ -x "$1/phiward" ] && program=$1/phiward
+  "$program" run --config "$1/sidecar.yaml" 2>"$1.log" &
+  eval "$1_pid=$!"
+}
+
+# of_files TRUST-DOMAIN [MORE]: the identity of a folder that openssl_svid filled.
+of_files() { printf 'trust_domain: %s, files: {certificate: svid.pem, private_key: svid.key, bundle: bundle.pem}%s' "$1" "${2:-}"; }

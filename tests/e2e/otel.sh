@@ -31,55 +31,13 @@ openssl_svid ca web spiffe://hospital.local/ns/clinic/sa/web
 openssl rand -hex 32 >records/key
 openssl rand -hex 32 >web/key
 
-cat >nginx.conf <<CONF
-user root;
-worker_processes 1;
-daemon off;
-pid $work/nginx.pid;
-error_log $work/nginx.log;
-events { worker_connections 256; }
-http {
-  access_log off;
-  client_body_temp_path $work/body;
-  proxy_temp_path $work/proxy;
-  fastcgi_temp_path $work/fastcgi;
-  uwsgi_temp_path $work/uwsgi;
-  scgi_temp_path $work/scgi;
-  keepalive_requests 1000000000;
-  server { listen 127.0.0.1:28081; location / { default_type application/json; return 200 '{"resourceType":"Patient","id":"1"}'; } }
-}
-CONF
-nginx -c "$work/nginx.conf" -p "$work" 2>nginx-start.log &
-
-cat >records/policy.yaml <<'CONF'
-apiVersion: phiward/v1
-kind: Policy
-metadata: {name: records, revision: "1"}
-mode: enforce
-service: {hosts: [records.clinic]}
-roles:
-  reader: [{name: read, methods: [GET], paths: ["/fhir/Patient/{id}"]}]
-bindings:
-  - {role: reader, identities: ["spiffe://hospital.local/ns/clinic/sa/web"]}
-CONF
-sidecar() { # name, admin port, sinks, the rest from stdin
-  cat >"$1/sidecar.yaml" <<CONF
-version: 1
-workload: {service: $1, namespace: clinic}
-identity: {trust_domain: hospital.local, files: {certificate: svid.pem, private_key: svid.key, bundle: bundle.pem}}
-audit: {spool: {dir: audit}, key_file: key, sinks: [$3]}
-admin: {bind: "127.0.0.1:$2"}
-workers: 1
-$(cat)
-CONF
-  "$phiward" run --config "$1/sidecar.yaml" 2>"$1.log" &
-  eval "$1_pid=$!"
-}
-sidecar records 26010 '{name: otel, type: otlp, endpoint: "http://127.0.0.1:26318"}' <<'CONF'
+nginx_says_ok 28081
+reader_policy spiffe://hospital.local/ns/clinic/sa/web >records/policy.yaml
+sidecar records 26010 "$(of_files hospital.local)" '{name: otel, type: otlp, endpoint: "http://127.0.0.1:26318"}' <<'CONF'
 inbound: {listeners: [{name: api, bind: "127.0.0.1:26006", app: "127.0.0.1:28081"}]}
 policy: {file: policy.yaml}
 CONF
-sidecar web 26000 '' <<'CONF'
+sidecar web 26000 "$(of_files hospital.local)" <<'CONF'
 outbound:
   bind: "127.0.0.1:26001"
   services: [{name: records, hosts: [records.clinic], endpoints: ["127.0.0.1:26006"], identities: ["spiffe://hospital.local/ns/clinic/sa/records"]}]

@@ -26,50 +26,25 @@ for who in web records collector; do
 done
 nginx_says_ok 28080
 
-identity="identity: {trust_domain: hospital.local, source: spire, spire: {socket: \"unix://$work/own/agent.sock\"}}"
 for who in web records; do openssl rand -hex 32 >"$who/key"; done
-cat >records/policy.yaml <<'CONF'
-apiVersion: phiward/v1
-kind: Policy
-metadata: {name: records, revision: "1", owner: e2e, review: {by: e2e, due: 2099-01-01}}
-service: {hosts: [records.clinic]}
-roles:
-  reader: [{name: read, methods: [GET], paths: ["/fhir/Patient/{id}"]}]
-bindings:
-  - {role: reader, identities: ["spiffe://hospital.local/ns/clinic/sa/web"]}
-CONF
-sidecar() { # name, admin port, the rest from stdin
-  cat >"$1/sidecar.yaml" <<CONF
-version: 1
-workload: {service: $1, namespace: clinic}
-$identity
-audit:
-  spool: {dir: audit, max_bytes: 4GiB}
-  key_file: key
-  sinks:
-    - {name: collector, type: phiward, endpoint: "https://127.0.0.1:25200", identities: ["spiffe://hospital.local/ns/audit/sa/collector"], required: true}
-admin: {bind: "127.0.0.1:$2"}
-workers: 1
-$(cat)
-CONF
-  "$1/phiward" run --config "$1/sidecar.yaml" 2>"$1.log" &
-  eval "$1_pid=$!"
-}
+reader_policy spiffe://hospital.local/ns/clinic/sa/web >records/policy.yaml
+identity=$(of_agent hospital.local own)
+sink='{name: collector, type: phiward, endpoint: "https://127.0.0.1:25200", identities: ["spiffe://hospital.local/ns/audit/sa/collector"], required: true}'
 cat >collector/collector.yaml <<CONF
 version: 1
-$identity
+identity: {$identity}
 bind: "127.0.0.1:25200"
 store: {dir: store}
 admin: {bind: "127.0.0.1:25201"}
 CONF
 collector/phiward collect --config collector/collector.yaml 2>collector.log &
-sidecar records 25010 <<'CONF'
+sidecar records 25010 "$identity" "$sink" <<'CONF'
 inbound:
   listeners:
     - {name: api, bind: "127.0.0.1:25006", app: "127.0.0.1:28080"}
 policy: {file: policy.yaml}
 CONF
-sidecar web 25000 <<'CONF'
+sidecar web 25000 "$identity" "$sink" <<'CONF'
 outbound:
   bind: "127.0.0.1:25001"
   services:
