@@ -14,6 +14,7 @@
 //! - [`audit`]: typed events, the hash chain, the spool on disk, delivery. [`collector`]: the other end of delivery.
 //! - `proxy`: the data path. `proxy/forward.rs` shows a request from top to bottom.
 //! - [`runtime`]: a sidecar put together, started and ended. `reload`, `resolve`, [`drain`], [`admin`], [`metrics`]: its parts.
+//! - [`kubernetes`]: a sidecar put into a pod, and the pod's traffic led through it.
 //! - [`config`]: the configuration file. [`cli`]: the commands. [`dev`]: a whole mesh on one machine.
 //!
 //! Threads: worker threads carry traffic, each a single-threaded runtime that shares nothing with the others; one thread
@@ -33,6 +34,7 @@ pub mod dev;
 pub mod drain;
 mod federation;
 pub mod identity;
+pub mod kubernetes;
 pub mod logging;
 pub mod metrics;
 pub mod policy;

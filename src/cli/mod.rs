@@ -6,6 +6,7 @@ pub mod audit;
 pub mod collect;
 pub mod dev;
 pub mod identity;
+pub mod k8s;
 pub mod policy;
 mod progress;
 pub mod run;
@@ -51,6 +52,9 @@ enum Command {
     /// A development CA, SVIDs from it, and a look at any SVID.
     #[command(subcommand)]
     Identity(identity::IdentityCommand),
+    /// Put a sidecar into pods, and lead their traffic through it.
+    #[command(subcommand)]
+    K8s(k8s::K8sCommand),
 }
 
 /// Runs the command that the process was called with.
@@ -63,6 +67,7 @@ pub fn main() -> ExitCode {
         Command::Audit(command) => audit::run(command),
         Command::Collect(args) => collect::collect(args),
         Command::Identity(command) => identity::run(command),
+        Command::K8s(command) => k8s::run(command),
     }
 }
 
