@@ -60,6 +60,8 @@ fn conn() -> ConnFacts<'static> {
         direction: Direction::Inbound,
         listener: "api",
         peer: [10, 2, 0, 9].into(),
+        destination: Some("10.96.0.7:5432".parse().unwrap()),
+        service: Some("records"),
         tls: Some(TlsFacts { version: "1.3", cipher: "TLS13_AES_128_GCM_SHA256", alpn: Some("h2") }),
         subject: Some(SubjectFacts { spiffe_id: common::WEB, cert_sha256: HASH }),
     }

@@ -68,7 +68,9 @@ impl Batch {
         out.extend_from_slice(ev.conn.conn.as_bytes());
         let mut head = Members::new(out);
         decision(&mut head, &ev.decision, ev.policy);
-        head.object("http", |m| http(m, &ev.http));
+        if !ev.http.version.is_empty() {
+            head.object("http", |m| http(m, &ev.http));
+        }
         let head_end = out.len();
         let mut tail = Members::new(out);
         request(&mut tail, ev.request_id, ev.trace_id);

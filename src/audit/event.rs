@@ -4,7 +4,7 @@
 //! path, a query value or a token; path parameters enter as [`Pseudonym`]s. What is the same for a whole connection or
 //! policy generation is encoded once, in a fragment. Knows nothing of HTTP types, the policy or the proxy.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use rustls::sign::CertifiedKey;
@@ -89,6 +89,10 @@ pub struct ConnFacts<'a> {
     pub listener: &'a str,
     /// The peer's address, without port.
     pub peer: IpAddr,
+    /// Outbound: where the app had meant a connection to go that was led to us instead.
+    pub destination: Option<SocketAddr>,
+    /// Outbound: the configured service that the whole connection is for, where it is not HTTP's.
+    pub service: Option<&'a str>,
     /// The handshake's outcome; absent on plaintext.
     pub tls: Option<TlsFacts<'a>>,
     /// The verified peer; absent on plaintext and before the handshake ended.
@@ -131,9 +135,11 @@ impl ConnFragment {
             m.object("conn", |m| {
                 m.text_opt("alpn", facts.tls.and_then(|tls| tls.alpn));
                 m.text_opt("cipher", facts.tls.map(|tls| tls.cipher));
+                m.text_opt("destination", facts.destination.map(|at| at.to_string()).as_deref());
                 m.text("direction", facts.direction.as_str());
                 m.text("listener", facts.listener);
                 m.text("peer_addr", &facts.peer.to_canonical().to_string());
+                m.text_opt("service", facts.service);
                 m.text_opt("tls_version", facts.tls.map(|tls| tls.version));
             });
         });
@@ -207,7 +213,7 @@ pub struct HttpFacts<'a> {
     pub query_names: &'a [&'a str],
     /// Outbound: the configured service that the host names.
     pub service: Option<&'a str>,
-    /// `1.0`, `1.1` or `2`.
+    /// `1.0`, `1.1` or `2`; empty where it is no HTTP, and then nothing of this is written.
     pub version: &'static str,
 }
 

@@ -9,13 +9,14 @@ mod read;
 pub mod schema;
 mod sidecar;
 mod sinks;
+mod traffic;
 
 use std::path::{Path, PathBuf};
 
 pub use model::{
-    AdminConfig, AppProtocol, AuditConfig, BundleEndpoint, CollectorConfig, Endpoint, EndpointTrust,
-    IdentityConfig, IdentitySource, InboundConfig, InboundListener, Limits, MeshProtocol, OutboundAudit,
-    OutboundConfig, ProbesConfig, ServiceConfig, SidecarConfig, SinkConfig, SinkTrust, Workload,
+    AdminConfig, AppProtocol, AuditConfig, Bind, BundleEndpoint, CollectorConfig, Endpoint, EndpointTrust,
+    IdentityConfig, IdentitySource, InboundConfig, InboundListener, Limits, MeshProtocol, Mode, OutboundAudit,
+    OutboundConfig, ProbesConfig, ServiceConfig, SidecarConfig, SinkConfig, SinkTrust, Unknown, Workload,
 };
 
 use crate::yaml;

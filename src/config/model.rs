@@ -103,11 +103,26 @@ pub struct InboundListener {
     /// The listener's name in audit events and metrics.
     pub name: String,
     /// Where mTLS connections arrive.
-    pub bind: SocketAddr,
+    pub bind: Bind,
     /// The app, on loopback.
     pub app: SocketAddr,
     /// What is spoken to the app.
     pub app_protocol: AppProtocol,
+    /// Whether who shows no certificate is let in.
+    pub mode: Mode,
+}
+
+/// Addresses to listen on, at least one. Where there are several, those of an address family that the host lacks are left out: a
+/// pod is told its families only when it starts.
+pub type Bind = Vec<SocketAddr>;
+
+/// Whether who shows no certificate is let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// No.
+    Strict,
+    /// Yes, in plain text, as `unauthenticated`: while callers get their sidecars.
+    Permissive,
 }
 
 /// What is spoken to the app.
@@ -117,13 +132,17 @@ pub enum AppProtocol {
     Http,
     /// HTTP/2 with prior knowledge, without TLS.
     H2c,
+    /// Anything over TCP: the policy decides about whole streams.
+    Tcp,
 }
 
 /// The plaintext probe port.
 #[derive(Debug, Clone)]
 pub struct ProbesConfig {
     /// Where probes arrive.
-    pub bind: SocketAddr,
+    pub bind: Bind,
+    /// Which app is probed; that of the first HTTP listener where none is named.
+    pub app: Option<SocketAddr>,
     /// The app paths that may be probed, exactly.
     pub paths: Vec<String>,
 }
@@ -134,9 +153,20 @@ pub struct OutboundConfig {
     /// Whether calls that went through are recorded on this side too.
     pub audit: OutboundAudit,
     /// Where the pod's apps connect to.
-    pub bind: SocketAddr,
+    pub bind: Bind,
+    /// What becomes of a captured connection that is for none of the services.
+    pub unknown: Unknown,
     /// Where a call can go.
     pub services: Vec<ServiceConfig>,
+}
+
+/// What becomes of a captured connection that is for none of the services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unknown {
+    /// It is refused.
+    Deny,
+    /// It goes where it was meant to, as it came, and is recorded.
+    Passthrough,
 }
 
 /// What the outbound side records.
@@ -153,7 +183,7 @@ pub enum OutboundAudit {
 pub struct ServiceConfig {
     /// The service's name in audit events and metrics.
     pub name: String,
-    /// The Host or `:authority` values that mean this service: lower case, without port.
+    /// The Host or `:authority` values that mean this service: lower case, without port. None for TCP.
     pub hosts: Vec<String>,
     /// Where its sidecars listen.
     pub endpoints: Vec<Endpoint>,
@@ -163,13 +193,28 @@ pub struct ServiceConfig {
     pub mesh: MeshProtocol,
 }
 
+impl ServiceConfig {
+    /// Where connections of a `protocol: tcp` service arrive that were not captured.
+    pub fn tcp_bind(&self) -> Option<&Bind> {
+        match &self.mesh {
+            MeshProtocol::Tcp { bind } => bind.as_ref(),
+            MeshProtocol::H2 | MeshProtocol::H1 => None,
+        }
+    }
+}
+
 /// What is spoken between two sidecars.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MeshProtocol {
     /// HTTP/2: many requests share a connection (the default: a third less CPU a request under load).
     H2,
     /// HTTP/1.1, one request a connection at a time.
     H1,
+    /// Anything over TCP, one connection for each that the app makes. `bind` is where those arrive that were not captured.
+    Tcp {
+        /// Where the app connects to.
+        bind: Option<Bind>,
+    },
 }
 
 /// A host name or address with a port.

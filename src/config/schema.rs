@@ -148,16 +148,18 @@ fn inbound() -> Value {
         &["name", "bind", "app"],
         json!({
             "name": name("Stands in events as `conn.listener`."),
-            "bind": address("Where mTLS connections arrive."),
+            "bind": bind("Where mTLS connections arrive."),
             "app": address("The app, in plain text: keep it on loopback."),
-            "protocol": {"const": "http"},
+            "protocol": {"enum": ["http", "tcp"], "description": "`http` where it is left out. tcp: the policy decides about whole streams."},
             "app_protocol": {"enum": ["http", "h2c"], "description": "`http`: HTTP/1.1. `h2c`: HTTP/2 without TLS."},
+            "mode": {"enum": ["strict", "permissive"], "description": "`strict` where it is left out. permissive: plain text is let in too, as `unauthenticated`."},
         }),
     );
     let probes = object(
         &["bind"],
         json!({
-            "bind": address("Plain HTTP for the kubelet."),
+            "bind": bind("Plain HTTP for the kubelet."),
+            "app": address("Which app is probed; that of the first HTTP listener where it is left out."),
             "paths": {"type": "array", "items": {"type": "string", "pattern": "^/[^?#% ]*$"}},
         }),
     );
@@ -168,23 +170,29 @@ fn inbound() -> Value {
 }
 
 fn outbound() -> Value {
-    let service = object(
-        &["name", "hosts", "endpoints", "identities"],
+    let mut service = object(
+        &["name", "endpoints", "identities"],
         json!({
             "name": name("Stands in events as `http.service`."),
             "hosts": {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": "^[a-z0-9._-]+$"}},
             "endpoints": {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": ":[0-9]+$"}},
             "identities": identities("Who may answer, literally."),
-            "protocol": {"const": "http"},
+            "protocol": {"enum": ["http", "tcp"], "description": "`http` where it is left out."},
             "mesh": {"enum": ["h2", "h1"], "description": "Spoken between the sidecars."},
+            "bind": bind("tcp: where the app connects to, where its connections are not captured."),
         }),
     );
+    service["anyOf"] = json!([
+        {"required": ["hosts"], "properties": {"protocol": {"const": "http"}, "bind": false}},
+        {"required": ["protocol"], "properties": {"protocol": {"const": "tcp"}, "hosts": false, "mesh": false}},
+    ]);
     object(
         &["bind", "services"],
         json!({
             "audit": {"enum": ["refused", "all"], "description": "`all` records every call on this side too."},
-            "bind": address("Where the app connects to: keep it on loopback."),
-            "services": {"type": "array", "minItems": 1, "items": service},
+            "bind": bind("Where the app connects to: keep it on loopback."),
+            "unknown": {"enum": ["deny", "passthrough"], "description": "A captured connection for none of the services: `deny` where it is left out."},
+            "services": {"type": "array", "items": service},
         }),
     )
 }
@@ -319,6 +327,11 @@ fn path(description: &str) -> Value {
 
 fn address(description: &str) -> Value {
     json!({"type": "string", "pattern": ":[0-9]+$", "description": description})
+}
+
+fn bind(description: &str) -> Value {
+    let one = json!({"type": "string", "pattern": ":[0-9]+$"});
+    json!({"description": description, "anyOf": [one, {"type": "array", "minItems": 1, "items": one}]})
 }
 
 fn identities(description: &str) -> Value {

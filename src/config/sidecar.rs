@@ -1,17 +1,14 @@
 //! Reading the sidecar's and the collector's configuration, block by block.
 
-use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::identity::{read_identity, read_posture};
-use super::model::{
-    AdminConfig, AppProtocol, AuditConfig, CollectorConfig, InboundConfig, InboundListener, Limits,
-    MeshProtocol, OutboundAudit, OutboundConfig, ProbesConfig, ServiceConfig, SidecarConfig, Workload,
-};
+use super::model::{AdminConfig, AuditConfig, CollectorConfig, Limits, SidecarConfig, Workload};
 use super::read::Reading;
 use super::sinks::read_sinks;
+use super::traffic::{read_inbound, read_outbound};
 use crate::audit::{Durability, OnFailure};
 use crate::collector::Retention;
 use crate::tls::Posture;
@@ -150,124 +147,6 @@ fn read_workload(r: &Reading<'_>, node: &Node) -> Option<Workload> {
 
 pub(super) fn from_environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
-}
-
-fn read_inbound(r: &Reading<'_>, node: &Node) -> Option<InboundConfig> {
-    let mut f = r.fields(node, "inbound")?;
-    let listeners = f.required("listeners").and_then(|n| {
-        let items = r.reader.nonempty_list(n, "listeners")?;
-        let mut names = HashSet::new();
-        let read = items.iter().map(|item| {
-            let listener = read_listener(r, item)?;
-            if !names.insert(listener.name.clone()) {
-                r.reader.problem(item.at, format!("there is another listener called `{}`", listener.name));
-            }
-            Some(listener)
-        });
-        read.collect::<Vec<_>>().into_iter().collect::<Option<Vec<_>>>()
-    });
-    let probes = f.optional("probes").map(|n| {
-        let mut f = r.fields(n, "probes")?;
-        let bind = f.required("bind").and_then(|n| r.address(n, "bind"));
-        let paths = f.optional("paths").map_or(Some(Vec::new()), |n| {
-            let items = r.reader.list(n, "paths")?.iter().map(|item| {
-                let path = r.reader.string(item, "a probe path")?;
-                if !path.starts_with('/') || path.contains(['?', '#', '%', ' ']) || path.contains("..") {
-                    r.reader
-                        .problem(item.at, "a probe path must start with / and be literal, without a query");
-                    return None;
-                }
-                Some(path.to_owned())
-            });
-            items.collect::<Vec<_>>().into_iter().collect()
-        });
-        f.finish();
-        Some(ProbesConfig { bind: bind?, paths: paths? })
-    });
-    f.finish();
-    Some(InboundConfig { listeners: listeners?, probes: transpose(probes)? })
-}
-
-fn read_listener(r: &Reading<'_>, node: &Node) -> Option<InboundListener> {
-    let mut f = r.fields(node, "a listener")?;
-    let name = f.required("name").and_then(|n| r.name(n, "name"));
-    let bind = f.required("bind").and_then(|n| r.address(n, "bind"));
-    let app = f.required("app").and_then(|n| r.address(n, "app"));
-    let protocol = read_http_only(r, &mut f);
-    let app_protocol = f.optional("app_protocol").map_or(Some(AppProtocol::Http), |n| {
-        r.reader.one_of(n, "app_protocol", &[("http", AppProtocol::Http), ("h2c", AppProtocol::H2c)])
-    });
-    f.finish();
-    protocol?;
-    Some(InboundListener { name: name?, bind: bind?, app: app?, app_protocol: app_protocol? })
-}
-
-/// `protocol: http`; `tcp` is known and said to be missing rather than taken for a typing error.
-fn read_http_only(r: &Reading<'_>, f: &mut Fields<'_, '_>) -> Option<()> {
-    let Some(node) = f.optional("protocol") else { return Some(()) };
-    match r.reader.string(node, "protocol")? {
-        "http" => Some(()),
-        "tcp" => {
-            r.reader.problem(node.at, "protocol: tcp is not supported by this version of phiward");
-            None
-        }
-        _ => {
-            r.reader.problem(node.at, "protocol must be `http`");
-            None
-        }
-    }
-}
-
-fn read_outbound(r: &Reading<'_>, node: &Node) -> Option<OutboundConfig> {
-    let mut f = r.fields(node, "outbound")?;
-    let audit = f.optional("audit").map_or(Some(OutboundAudit::Refused), |n| {
-        r.reader.one_of(n, "audit", &[("refused", OutboundAudit::Refused), ("all", OutboundAudit::All)])
-    });
-    let bind = f.required("bind").and_then(|n| r.address(n, "bind"));
-    let services = f.required("services").and_then(|n| {
-        let items = r.reader.nonempty_list(n, "services")?;
-        let mut hosts = HashSet::new();
-        let mut names = HashSet::new();
-        let read = items.iter().map(|item| {
-            let service = read_service(r, item)?;
-            if !names.insert(service.name.clone()) {
-                r.reader.problem(item.at, format!("there is another service called `{}`", service.name));
-            }
-            for host in &service.hosts {
-                if !hosts.insert(host.clone()) {
-                    r.reader
-                        .problem(item.at, format!("the host `{host}` belongs to another service already"));
-                }
-            }
-            Some(service)
-        });
-        read.collect::<Vec<_>>().into_iter().collect::<Option<Vec<_>>>()
-    });
-    f.finish();
-    Some(OutboundConfig { audit: audit?, bind: bind?, services: services? })
-}
-
-fn read_service(r: &Reading<'_>, node: &Node) -> Option<ServiceConfig> {
-    let mut f = r.fields(node, "a service")?;
-    let name = f.required("name").and_then(|n| r.name(n, "name"));
-    let hosts = f.required("hosts").and_then(|n| {
-        let items = r.reader.nonempty_list(n, "hosts")?.iter().map(|item| r.host(item, "a host"));
-        items.collect::<Vec<_>>().into_iter().collect::<Option<Vec<_>>>()
-    });
-    let endpoints = f.required("endpoints").and_then(|n| {
-        let items =
-            r.reader.nonempty_list(n, "endpoints")?.iter().map(|item| r.endpoint(item, "an endpoint"));
-        items.collect::<Vec<_>>().into_iter().collect::<Option<Vec<_>>>()
-    });
-    let identities = f.required("identities").and_then(|n| r.identities(n, "identities"));
-    let protocol = read_http_only(r, &mut f);
-    let mesh = f.optional("mesh").map_or(Some(MeshProtocol::H2), |n| {
-        r.reader.one_of(n, "mesh", &[("h2", MeshProtocol::H2), ("h1", MeshProtocol::H1)])
-    });
-    f.finish();
-    protocol?;
-    let (name, hosts, endpoints) = (name?, hosts?, endpoints?);
-    Some(ServiceConfig { name, hosts, endpoints, identities: identities?, mesh: mesh? })
 }
 
 fn read_audit(r: &Reading<'_>, node: &Node) -> Option<AuditConfig> {

@@ -301,7 +301,7 @@ fn plain_facts(listener: &ListenerContext, addr: ClientAddr) -> ConnFacts<'_> {
         Direction::Inbound { .. } | Direction::Probes { .. } => audit::Direction::Inbound,
         Direction::Outbound { .. } => audit::Direction::Outbound,
     };
-    ConnFacts { direction, listener: &listener.name, peer: addr.0, tls: None, subject: None }
+    ConnFacts { direction, listener: &listener.name, peer: addr.0, destination: None, service: None, tls: None, subject: None }
 }
 
 /// Serves until the connection ends by itself, a drain asks it to finish, or what it stands on is over. `finish` tells it to

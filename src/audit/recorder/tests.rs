@@ -39,7 +39,7 @@ fn fragment() -> ConnFragment {
         direction: Direction::Inbound,
         listener: "api",
         peer,
-        tls: None,
+        destination: None, service: None, tls: None,
         subject: None,
     })
 }
