@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::audit::{ControlEvent, ControlRecorder};
 use crate::metrics::Metrics;
-use crate::policy::{self, Finding, Policy, Severity, UnixSeconds};
+use crate::policy::{self, Finding, Policy, UnixSeconds};
 
 pub(crate) use identity::{AgentIdentity, IdentityFiles};
 
@@ -185,25 +185,13 @@ impl Seen<Vec<u8>> {
     }
 }
 
-/// Reads a policy that is to be put in force: it must be without errors, pass its own tests as of now, and hold nothing that
-/// this version cannot enforce.
+/// Reads a policy that is to be put in force: it must be without errors and pass its own tests as of now.
 ///
 /// # Errors
 /// Why it is refused; never an empty list.
 pub(crate) fn judge(source: &[u8]) -> Result<Policy, Vec<Finding>> {
     let now = UnixSeconds((now_ns() / 1_000_000_000) as i64);
-    let policy = policy::load(source, now)?;
-    if let Some(at) = policy.tcp_at() {
-        return Err(vec![Finding {
-            code: "unsupported",
-            severity: Severity::Error,
-            at,
-            message: "this version has no TCP listeners, so a permission for TCP cannot be put in force"
-                .into(),
-            hint: Some("leave it out of the policy of a running sidecar; `policy` commands know it".into()),
-        }]);
-    }
-    Ok(policy)
+    policy::load(source, now)
 }
 
 /// The event of a policy that is in force from now on.

@@ -3,9 +3,10 @@
 //! Everything here belongs to one thread. Shared state of the process arrives through `watch` channels whose version is
 //! one atomic load to look at, so that no request takes a lock that another worker holds.
 
-use std::cell::RefCell;
-use std::net::IpAddr;
-use std::rc::Rc;
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use http::HeaderValue;
@@ -18,7 +19,7 @@ use super::ids::IdSource;
 use super::linger::Remainder;
 use super::listener::Slot;
 use super::patience::{Owing, Patience};
-use super::upstream::Upstream;
+use super::upstream::{Protocol, Upstream, UpstreamSettings};
 use super::vouched::{Peers, Tenure};
 use crate::audit;
 use crate::config::Limits;
@@ -43,6 +44,8 @@ pub(crate) struct Worker {
     pub(crate) limits: Limits,
     pub(crate) handshakes: Rc<Semaphore>,
     pub(crate) drain: DrainWatch,
+    /// Where captured connections go on to.
+    pub(crate) beyond: RefCell<Vec<Weak<Upstream>>>,
     pub(crate) builders: super::connection::Builders,
 }
 
@@ -54,12 +57,23 @@ pub(crate) enum Direction {
         app: Rc<Upstream>,
         /// Who may do what there.
         policy: PolicyCell,
+        /// Whether connections are decided about as a whole: they are not HTTP's.
+        streams: bool,
+        /// Whom those without a certificate are taken for, where they are let in. Nobody can have that identity.
+        stranger: Option<SpiffeId>,
     },
     /// Away from the app: the Host decides where to.
     Outbound {
-        /// Host (lower case, without port) to service.
-        routes: Rc<RouteTable>,
+        /// Where they can go.
+        routes: Rc<Routes>,
         /// Whether calls that went through are recorded here too.
+        audit_all: bool,
+    },
+    /// Away from the app: all that comes here is for one service, whatever it is.
+    Stream {
+        /// The service.
+        service: Rc<Upstream>,
+        /// As above.
         audit_all: bool,
     },
     /// Kubelet probes: plain, exact paths, no identity, no events.
@@ -78,14 +92,36 @@ impl Direction {
     pub(crate) fn side(&self) -> Side {
         match self {
             Self::Inbound { .. } => Side::Inbound,
-            Self::Outbound { .. } => Side::Outbound,
+            Self::Outbound { .. } | Self::Stream { .. } => Side::Outbound,
             Self::Probes { .. } => Side::Probes,
         }
     }
 }
 
-/// The outbound side's table of services by host.
-pub(crate) type RouteTable = std::collections::HashMap<String, Rc<Upstream>>;
+/// The services that the outbound side knows.
+#[derive(Default)]
+pub(crate) struct Routes {
+    /// By host, in lower case and without port.
+    pub(crate) hosts: HashMap<String, Rc<Upstream>>,
+    /// All that speak HTTP, for calls that name none of the hosts and were meant for one of the addresses.
+    pub(crate) http: Vec<Rc<Upstream>>,
+    /// Those that do not, known by their addresses alone.
+    pub(crate) tcp: Vec<Rc<Upstream>>,
+    /// Whether captured connections for anybody else go where they were meant to.
+    pub(crate) passthrough: bool,
+}
+
+impl Routes {
+    /// The HTTP service that is at `address`.
+    pub(crate) fn http_at(&self, address: SocketAddr) -> Option<&Rc<Upstream>> {
+        self.http.iter().find(|service| service.is_at(address))
+    }
+
+    /// The other service that is at `address`.
+    pub(crate) fn tcp_at(&self, address: SocketAddr) -> Option<&Rc<Upstream>> {
+        self.tcp.iter().find(|service| service.is_at(address))
+    }
+}
 
 /// A listener as one worker sees it.
 pub(crate) struct ListenerContext {
@@ -102,6 +138,8 @@ pub(crate) struct ConnContext {
     pub(crate) fragment: audit::ConnFragment,
     /// Tells when the client has gone, on plain HTTP/1.1 connections.
     pub(crate) hangup: Option<Hangup>,
+    /// Where the client had meant to connect to, of a captured connection.
+    pub(crate) captured: Option<Box<Captured>>,
     /// What may still come in when the connection is closed.
     pub(crate) remainder: Remainder,
     /// How long the next head may take, on HTTP/1 connections.
@@ -112,6 +150,32 @@ pub(crate) struct ConnContext {
     /// Held here because exchanges hold the connection's context: an upgraded stream counts until it ends.
     _slot: Slot,
 }
+
+/// A connection that was led to us.
+pub(crate) struct Captured {
+    pub(crate) meant: SocketAddr,
+    beyond: OnceCell<Rc<Upstream>>,
+}
+
+impl Captured {
+    pub(crate) fn new(meant: SocketAddr) -> Box<Self> {
+        Box::new(Self { meant, beyond: OnceCell::new() })
+    }
+
+    /// Where it was meant to go, spoken to as the app would have.
+    pub(crate) fn beyond(&self, worker: &Worker, protocol: Protocol) -> Rc<Upstream> {
+        let made = self.beyond.get_or_init(|| {
+            let settings = UpstreamSettings::new(&worker.limits, protocol);
+            let upstream = Upstream::plain(PASSTHROUGH.into(), self.meant, settings, worker.clock.clone());
+            worker.beyond.borrow_mut().push(Rc::downgrade(&upstream));
+            upstream
+        });
+        made.clone()
+    }
+}
+
+/// The reason of what is let through to where nobody is known.
+pub(crate) const PASSTHROUGH: &str = "passthrough";
 
 /// Where the requests for one host go. A connection's requests mostly ask for the host that the one before asked for.
 pub(crate) struct Route {
@@ -145,23 +209,32 @@ impl PeerId {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ClientAddr(pub(crate) IpAddr);
 
+/// What is special to a connection in the clear.
+#[derive(Default)]
+pub(crate) struct PlainSide {
+    pub(crate) hangup: Option<Hangup>,
+    pub(crate) captured: Option<Box<Captured>>,
+}
+
 impl ConnContext {
     pub(crate) fn new(
         worker: Rc<Worker>,
         listener: Rc<ListenerContext>,
         peer: Option<PeerId>,
         fragment: audit::ConnFragment,
-        hangup: Option<Hangup>,
+        plain: PlainSide,
         h2: bool,
         slot: Slot,
     ) -> Rc<Self> {
         let patience = (!h2).then(|| worker.owing.join(worker.clock.now()));
+        let PlainSide { hangup, captured } = plain;
         Rc::new(Self {
             worker,
             listener,
             peer,
             fragment,
             hangup,
+            captured,
             remainder: Remainder::default(),
             patience,
             grants: RefCell::new(None),
@@ -177,9 +250,9 @@ impl ConnContext {
         }
     }
 
-    /// What `policy` grants the peer: worked out when the connection's first request arrives and again when the
+    /// What `policy` grants the peer, who is `id`: worked out when the connection's first request arrives and again when the
     /// policy's generation moved or a dated binding began or ended.
-    pub(crate) fn grants(&self, current: &CurrentPolicy, peer: &PeerId, now: UnixSeconds) -> Rc<Grants> {
+    pub(crate) fn grants(&self, current: &CurrentPolicy, id: &SpiffeId, now: UnixSeconds) -> Rc<Grants> {
         let mut slot = self.grants.borrow_mut();
         if let Some((generation, grants)) = &*slot
             && *generation == current.generation
@@ -187,7 +260,7 @@ impl ConnContext {
         {
             return grants.clone();
         }
-        let grants = Rc::new(current.policy.grants(&peer.id, now));
+        let grants = Rc::new(current.policy.grants(id, now));
         *slot = Some((current.generation, grants.clone()));
         grants
     }

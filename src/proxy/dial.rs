@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::http1::{self, Io};
 use super::http2;
@@ -127,14 +128,38 @@ impl Dialer {
         addr: SocketAddr,
         settings: &UpstreamSettings,
     ) -> Result<(Sender, Life), Failure> {
+        let (stream, life) = self.reach(addr).await?;
+        let tenure = life.tenure.clone();
+        let stream = match stream {
+            Io::Plain(stream) => stream,
+            Io::Tls(stream) => return Ok((over_tls(stream, settings, tenure).await?, life)),
+        };
+        let sender = match settings.protocol {
+            Protocol::H1 => http1(Io::Plain(stream), settings, None),
+            Protocol::H2 => http2(stream, settings, None).await?,
+        };
+        Ok((sender, life))
+    }
+
+    /// Connects to `addr` for whatever is to be spoken.
+    ///
+    /// # Errors
+    /// At which step it failed.
+    pub(crate) async fn open(
+        &self,
+        addr: SocketAddr,
+        connect_timeout: Duration,
+    ) -> Result<(Io, Option<Tenure>), Failure> {
+        let reached = tokio::time::timeout(connect_timeout, self.reach(addr)).await;
+        let (stream, life) = reached.unwrap_or(Err(Failure::CONNECT))?;
+        Ok((stream, life.tenure))
+    }
+
+    async fn reach(&self, addr: SocketAddr) -> Result<(Io, Life), Failure> {
         let stream = TcpStream::connect(addr).await.map_err(|_| Failure::CONNECT)?;
         stream.set_nodelay(true).map_err(|_| Failure::CONNECT)?;
         let Self::Mesh(mesh) = self else {
-            let sender = match settings.protocol {
-                Protocol::H1 => http1(Io::Plain(stream), settings, None),
-                Protocol::H2 => http2(stream, settings, None).await?,
-            };
-            return Ok((sender, Life { generation: 0, retire_at: None, tenure: None }));
+            return Ok((Io::Plain(stream), Life { generation: 0, retire_at: None, tenure: None }));
         };
         let Current { generation, client, settings: by } = mesh.renewed(Current::clone);
         let stream = TlsConnector::from(client)
@@ -144,17 +169,25 @@ impl Dialer {
         let peer = tls::peer_cert(stream.get_ref().1).map_err(|_| Failure::IDENTITY)?;
         let joined = mesh.peers.join(&by, stream.get_ref().1, &peer, Usage::Server);
         let vouched = joined.map_err(|_| Failure::IDENTITY)?;
-        let spoken = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        if spoken != (settings.protocol == Protocol::H2) {
-            return Err(Failure::TLS);
-        }
         let (retire_at, end) = retirement(peer.not_after.min(by.material().svid.not_after()));
         let tenure = Some(Tenure { end, vouched });
-        let sender = match settings.protocol {
-            Protocol::H1 => http1(Io::Tls(Box::new(stream)), settings, tenure.clone()),
-            Protocol::H2 => http2(stream, settings, tenure.clone()).await?,
-        };
-        Ok((sender, Life { generation, retire_at: Some(retire_at), tenure }))
+        Ok((Io::Tls(Box::new(stream)), Life { generation, retire_at: Some(retire_at), tenure }))
+    }
+}
+
+/// HTTP over a mesh connection, in the version that was agreed on.
+async fn over_tls(
+    stream: Box<TlsStream<TcpStream>>,
+    settings: &UpstreamSettings,
+    tenure: Option<Tenure>,
+) -> Result<Sender, Failure> {
+    let spoken = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    if spoken != (settings.protocol == Protocol::H2) {
+        return Err(Failure::TLS);
+    }
+    match settings.protocol {
+        Protocol::H1 => Ok(http1(Io::Tls(stream), settings, tenure)),
+        Protocol::H2 => http2(*stream, settings, tenure).await,
     }
 }
 

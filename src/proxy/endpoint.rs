@@ -58,7 +58,7 @@ enum Held {
     H1(H1, Option<Upload>),
     /// The same.
     H2(Rc<H2>, Option<Upload>),
-    /// Given back, or torn from a lease that ends.
+    /// Given back, torn from a lease that ends, or a stream's own.
     Nothing,
 }
 
@@ -153,6 +153,13 @@ impl Endpoint {
             }
         };
         Lease::new(self, held)
+    }
+
+    /// A stream's hold on an address, which has a connection of its own.
+    pub(crate) fn lent(self: Rc<Self>) -> Lease {
+        self.failures.set(0);
+        self.rest_until.set(None);
+        Lease::new(self, Held::Nothing)
     }
 
     /// No connection could be made: it is left alone for a while, and longer each time.

@@ -30,10 +30,11 @@ pub(crate) struct Hangup {
     ends: Option<(SocketAddr, SocketAddr)>,
 }
 
-/// Both views of one connection.
-pub(crate) fn watched(stream: TcpStream) -> (PlainStream, Hangup) {
-    let ends = stream.peer_addr().ok().zip(stream.local_addr().ok());
-    let ends = ends.filter(|(peer, local)| peer.ip().is_loopback() || peer.ip() == local.ip());
+/// Both views of one connection. `meant` is where the client believes it is connected to, when that is not us.
+pub(crate) fn watched(stream: TcpStream, meant: Option<SocketAddr>) -> (PlainStream, Hangup) {
+    let ends = stream.peer_addr().ok().zip(meant.or(stream.local_addr().ok()));
+    let ends =
+        ends.filter(|(peer, local)| meant.is_some() || peer.ip().is_loopback() || peer.ip() == local.ip());
     let stream = Arc::new(stream);
     (PlainStream(stream.clone()), Hangup { stream, ends })
 }
@@ -216,7 +217,7 @@ mod tests {
     async fn a_client_that_closed_is_told_from_one_that_finished_sending() {
         for bind in ["127.0.0.1:0", "[::1]:0"] {
             let (mut client, server) = pair(bind).await;
-            let (mut plain, hangup) = watched(server);
+            let (mut plain, hangup) = watched(server, None);
             client.write_all(b"request").await.unwrap();
             let mut buffer = [0; 64];
             assert_eq!(plain.read(&mut buffer).await.unwrap(), 7);
@@ -234,7 +235,7 @@ mod tests {
     #[tokio::test]
     async fn a_reset_is_noticed() {
         let (client, server) = pair("127.0.0.1:0").await;
-        let (mut plain, hangup) = watched(server);
+        let (mut plain, hangup) = watched(server, None);
         plain.write_all(b"unread").await.unwrap();
         client.readable().await.unwrap();
         drop(client);

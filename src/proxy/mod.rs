@@ -4,6 +4,7 @@
 //! shares nothing with other workers but counters, the policy and the TLS settings. Nothing imports this module but
 //! `runtime`.
 
+mod arrival;
 mod authorize;
 mod body;
 mod clock;
@@ -23,6 +24,8 @@ mod listener;
 mod outcome;
 mod patience;
 mod reply;
+mod stream;
+mod tcp;
 mod upgrade;
 mod upload;
 mod upstream;

@@ -20,8 +20,11 @@ use super::clock::Clock;
 use super::dial::Dialer;
 use super::endpoint::{Endpoint, Lease, Sent, Unanswered};
 use super::exchange::Exchange;
+use super::http1::Io;
 use super::outcome::Failure;
+use super::vouched::Tenure;
 use super::waiting::Waiting;
+use crate::config::Limits;
 
 /// One app or service as one worker sees it.
 pub(crate) struct Upstream {
@@ -50,7 +53,20 @@ pub(crate) struct UpstreamSettings {
     pub(crate) streams: u32,
 }
 
-/// What is spoken on the wire to an upstream.
+impl UpstreamSettings {
+    pub(crate) fn new(limits: &Limits, protocol: Protocol) -> Self {
+        Self {
+            protocol,
+            connect_timeout: limits.connect_timeout,
+            response_timeout: limits.response_timeout,
+            idle: limits.upstream_idle,
+            head_bytes: limits.head_bytes,
+            streams: limits.streams,
+        }
+    }
+}
+
+/// What is spoken on the wire to an upstream. Whole streams ([`Upstream::open`]) are either's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Protocol {
     H1,
@@ -91,6 +107,15 @@ impl Upstream {
         Rc::new(upstream)
     }
 
+    /// One that is spoken to in the clear and stays where it is.
+    pub(crate) fn plain(name: String, addr: SocketAddr, settings: UpstreamSettings, clock: Rc<Clock>) -> Rc<Self> {
+        let h1 = UpstreamSettings { protocol: Protocol::H1, ..settings.clone() };
+        let upgrades =
+            (settings.protocol == Protocol::H2).then(|| Self::plain(name.clone(), addr, h1, clock.clone()));
+        let (_, addresses) = watch::channel(Arc::from([addr]));
+        Self::new(name, Dialer::Plain, addresses, settings, clock, upgrades)
+    }
+
     pub(crate) fn protocol(&self) -> Protocol {
         self.settings.protocol
     }
@@ -113,6 +138,31 @@ impl Upstream {
         // What is rare is boxed: a future is as large as the largest thing it may ever wait for, and it is moved about
         // for every request.
         Box::pin(self.new_lease(first, Reuse::Allowed)).await
+    }
+
+    /// A connection of its own for a whole stream.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) async fn open(&self) -> Result<(Io, Option<Tenure>, Lease), Failure> {
+        self.adopt_addresses();
+        let mut failure = Failure::UNRESOLVED;
+        for _ in 0..CONNECT_ATTEMPTS {
+            let Some(endpoint) = self.choose_endpoint() else { break };
+            match self.dialer.open(endpoint.addr(), self.settings.connect_timeout).await {
+                Ok((stream, tenure)) => return Ok((stream, tenure, endpoint.lent())),
+                Err(connect_failure) => failure = self.unreachable(&endpoint, connect_failure),
+            }
+            if self.endpoints.borrow().len() == 1 {
+                break;
+            }
+        }
+        Err(failure)
+    }
+
+    /// Whether `address` is one of its own.
+    pub(crate) fn is_at(&self, address: SocketAddr) -> bool {
+        self.addresses.borrow().borrow().contains(&address)
     }
 
     /// Waits for the head of the response to what was sent; what turns out not to have been sent is sent once more.
@@ -206,12 +256,14 @@ impl Upstream {
         let now = self.clock.now();
         match dialed {
             Ok((sender, life)) => Ok(endpoint.connected(sender, life, now)),
-            Err(failure) => {
-                endpoint.rest(now);
-                tracing::debug!(upstream = self.name, addr = %endpoint.addr(), reason = failure.reason, "no connection");
-                Err(failure)
-            }
+            Err(failure) => Err(self.unreachable(&endpoint, failure)),
         }
+    }
+
+    fn unreachable(&self, endpoint: &Endpoint, failure: Failure) -> Failure {
+        endpoint.rest(self.clock.now());
+        tracing::debug!(upstream = self.name, addr = %endpoint.addr(), reason = failure.reason, "no connection");
+        failure
     }
 
     /// The endpoint with the fewest requests on it, from a moving start so that equals take turns; one that just failed

@@ -3,6 +3,7 @@
 //! Owns the start and the end of the thread's work. What a worker needs crosses the thread border once, as plain data
 //! ([`WorkerSpec`]), and becomes the worker's own, unshared state here.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::clock::Clock;
 use super::connection::{Builders, serve};
-use super::context::{ClientAddr, Direction, ListenerContext, PolicyCell, RouteTable, Worker};
+use super::context::{ClientAddr, Direction, ListenerContext, PolicyCell, Routes, Worker};
 use super::dial::Dialer;
 use super::ids::IdSource;
 use super::listener::Accepted;
@@ -51,8 +52,9 @@ pub(crate) struct ListenerSpec {
 /// As [`Direction`], before it belongs to a worker.
 #[derive(Clone)]
 pub(crate) enum DirectionSpec {
-    Inbound { app: SocketAddr, protocol: Protocol, policy: watch::Receiver<Arc<Policy>> },
-    Outbound { services: Vec<ServiceSpec>, audit_all: bool },
+    Inbound { app: SocketAddr, protocol: Option<Protocol>, policy: watch::Receiver<Arc<Policy>>, permissive: bool },
+    Outbound { services: Vec<ServiceSpec>, passthrough: bool, audit_all: bool },
+    Stream { service: ServiceSpec, audit_all: bool },
     Probes { app: SocketAddr, protocol: Protocol, paths: Vec<String>, health: Arc<Health> },
 }
 
@@ -63,7 +65,8 @@ pub(crate) struct ServiceSpec {
     pub(crate) hosts: Vec<String>,
     pub(crate) addresses: watch::Receiver<Arc<[SocketAddr]>>,
     pub(crate) identities: Arc<[SpiffeId]>,
-    pub(crate) protocol: Protocol,
+    /// None for what is not HTTP.
+    pub(crate) protocol: Option<Protocol>,
 }
 
 /// How often a worker looks for what has waited too long or is no longer used: often enough that no limit is overrun by more
@@ -109,6 +112,7 @@ async fn work(spec: WorkerSpec, mut inbox: mpsc::UnboundedReceiver<Accepted>) {
         builders: Builders::new(&spec.limits),
         limits: spec.limits,
         drain: spec.drain,
+        beyond: RefCell::default(),
     });
     let mut sweep = tokio::time::interval(round(&worker.limits));
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -122,6 +126,9 @@ async fn work(spec: WorkerSpec, mut inbox: mpsc::UnboundedReceiver<Accepted>) {
                 let now = worker.clock.now();
                 worker.owing.look(now, worker.limits.head_timeout);
                 upstreams.iter().for_each(|upstream| upstream.sweep(now));
+                worker.beyond.borrow_mut().retain(|beyond| {
+                    beyond.upgrade().inspect(|upstream| upstream.sweep(now)).is_some()
+                });
             }
         }
     }
@@ -145,20 +152,29 @@ struct Maker<'a> {
 impl Maker<'_> {
     fn direction(&self, name: String, spec: DirectionSpec, all: &mut Vec<Rc<Upstream>>) -> Direction {
         match spec {
-            DirectionSpec::Inbound { app, protocol, policy } => {
-                let app = self.app(name, app, protocol);
+            DirectionSpec::Inbound { app, protocol, policy, permissive } => {
+                let app = self.app(name, app, protocol.unwrap_or(Protocol::H1));
                 all.push(app.clone());
-                Direction::Inbound { app, policy: PolicyCell::new(policy) }
+                // A host that cannot be (RFC 2606, section 2), and so nobody's trust domain.
+                let stranger = permissive.then(|| SpiffeId::parse("spiffe://unauthenticated.invalid/plaintext").ok());
+                let stranger = stranger.flatten();
+                Direction::Inbound { app, policy: PolicyCell::new(policy), streams: protocol.is_none(), stranger }
             }
-            DirectionSpec::Outbound { services, audit_all } => {
-                let mut routes = RouteTable::new();
+            DirectionSpec::Outbound { services, passthrough, audit_all } => {
+                let mut routes = Routes { passthrough, ..Routes::default() };
                 for service in services {
-                    let hosts = service.hosts.clone();
+                    let (hosts, http) = (service.hosts.clone(), service.protocol.is_some());
                     let upstream = self.service(service);
                     all.push(upstream.clone());
-                    routes.extend(hosts.into_iter().map(|host| (host, upstream.clone())));
+                    routes.hosts.extend(hosts.into_iter().map(|host| (host, upstream.clone())));
+                    if http { routes.http.push(upstream) } else { routes.tcp.push(upstream) }
                 }
                 Direction::Outbound { routes: Rc::new(routes), audit_all }
+            }
+            DirectionSpec::Stream { service, audit_all } => {
+                let service = self.service(service);
+                all.push(service.clone());
+                Direction::Stream { service, audit_all }
             }
             DirectionSpec::Probes { app, protocol, paths, health } => {
                 let app = self.app(name, app, protocol);
@@ -169,37 +185,19 @@ impl Maker<'_> {
     }
 
     fn app(&self, name: String, addr: SocketAddr, protocol: Protocol) -> Rc<Upstream> {
-        let (_, addresses) = watch::channel(Arc::from([addr]));
-        let upgrades = (protocol == Protocol::H2).then(|| self.app(name.clone(), addr, Protocol::H1));
-        Upstream::new(name, Dialer::Plain, addresses, self.settings(protocol), self.clock.clone(), upgrades)
+        Upstream::plain(name, addr, UpstreamSettings::new(self.limits, protocol), self.clock.clone())
     }
 
     fn service(&self, spec: ServiceSpec) -> Rc<Upstream> {
-        let upgrades = (spec.protocol == Protocol::H2)
-            .then(|| self.service(ServiceSpec { protocol: Protocol::H1, ..spec.clone() }));
+        let upgrades = (spec.protocol == Some(Protocol::H2))
+            .then(|| self.service(ServiceSpec { protocol: Some(Protocol::H1), ..spec.clone() }));
         let alpn = match spec.protocol {
-            Protocol::H1 => Alpn::Http1,
-            Protocol::H2 => Alpn::H2,
+            Some(Protocol::H1) => Alpn::Http1,
+            Some(Protocol::H2) => Alpn::H2,
+            None => Alpn::Nothing,
         };
         let dialer = Dialer::mesh(self.tls.clone(), self.peers.clone(), spec.identities, alpn);
-        Upstream::new(
-            spec.name,
-            dialer,
-            spec.addresses,
-            self.settings(spec.protocol),
-            self.clock.clone(),
-            upgrades,
-        )
-    }
-
-    fn settings(&self, protocol: Protocol) -> UpstreamSettings {
-        UpstreamSettings {
-            protocol,
-            connect_timeout: self.limits.connect_timeout,
-            response_timeout: self.limits.response_timeout,
-            idle: self.limits.upstream_idle,
-            head_bytes: self.limits.head_bytes,
-            streams: self.limits.streams,
-        }
+        let settings = UpstreamSettings::new(self.limits, spec.protocol.unwrap_or(Protocol::H1));
+        Upstream::new(spec.name, dialer, spec.addresses, settings, self.clock.clone(), upgrades)
     }
 }

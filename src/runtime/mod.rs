@@ -24,7 +24,7 @@ use crate::audit::{
     self, Audit, AuditError, InstanceFacts, KeyFileError, PostureFacts, SecretError, SpoolConfig,
 };
 use crate::collector::CollectorError;
-use crate::config::{AppProtocol, MeshProtocol, OutboundAudit, SidecarConfig};
+use crate::config::{AppProtocol, MeshProtocol, Mode, OutboundAudit, ServiceConfig, SidecarConfig, Unknown};
 use crate::drain::Drain;
 use crate::identity::IdentityError;
 use crate::logging::LogLevel;
@@ -185,8 +185,8 @@ impl Sidecar {
         let addresses = bound.addresses();
         let places = Arc::new(Semaphore::new(config.limits.connections));
         let mut acceptors = JoinSet::new();
-        for (index, (socket, _)) in bound.traffic.into_iter().enumerate() {
-            acceptors.spawn(proxy::accept(socket, index, inboxes.clone(), places.clone()));
+        for socket in bound.traffic {
+            acceptors.spawn(proxy::accept(socket.socket, socket.listener, inboxes.clone(), places.clone()));
         }
         let drain_asked = Arc::new(Notify::new());
         let mut control = JoinSet::new();
@@ -286,22 +286,30 @@ fn listener_specs(
     // The loader refuses an inbound side without a policy.
     if let (Some(inbound), Some(policy)) = (&config.inbound, policy) {
         let protocol = |app: AppProtocol| match app {
-            AppProtocol::Http => Protocol::H1,
-            AppProtocol::H2c => Protocol::H2,
+            AppProtocol::Http => Some(Protocol::H1),
+            AppProtocol::H2c => Some(Protocol::H2),
+            AppProtocol::Tcp => None,
         };
         for listener in &inbound.listeners {
             let direction = DirectionSpec::Inbound {
                 app: listener.app,
                 protocol: protocol(listener.app_protocol),
                 policy: policy.clone(),
+                permissive: listener.mode == Mode::Permissive,
             };
             specs.push(ListenerSpec { name: listener.name.clone(), direction });
         }
-        // Probes go to the app of the first listener.
-        if let (Some(probes), Some(first)) = (&inbound.probes, inbound.listeners.first()) {
+        if let Some(probes) = &inbound.probes {
+            let mut listeners = inbound.listeners.iter();
+            let first = match probes.app {
+                Some(app) => listeners.find(|listener| listener.app == app),
+                None => listeners.find(|listener| listener.app_protocol != AppProtocol::Tcp),
+            };
+            // Without an app there are no paths either: the loader refuses them.
+            let app = probes.app.or(first.map(|first| first.app)).unwrap_or(probes.bind[0]);
             let direction = DirectionSpec::Probes {
-                app: first.app,
-                protocol: protocol(first.app_protocol),
+                app,
+                protocol: first.and_then(|first| protocol(first.app_protocol)).unwrap_or(Protocol::H1),
                 paths: probes.paths.clone(),
                 health: health.clone(),
             };
@@ -309,24 +317,37 @@ fn listener_specs(
         }
     }
     if let Some(outbound) = &config.outbound {
-        let services = outbound.services.iter().map(|service| {
-            Ok(ServiceSpec {
-                name: service.name.clone(),
-                hosts: service.hosts.clone(),
-                addresses: names.watch(&service.endpoints)?,
-                identities: service.identities.clone(),
-                protocol: match service.mesh {
-                    MeshProtocol::H2 => Protocol::H2,
-                    MeshProtocol::H1 => Protocol::H1,
-                },
-            })
-        });
-        let services = services.collect::<Result<Vec<_>, ResolveError>>()?;
         let audit_all = outbound.audit == OutboundAudit::All;
-        let direction = DirectionSpec::Outbound { services, audit_all };
+        let mut services = Vec::new();
+        let mut bound = Vec::new();
+        for service in &outbound.services {
+            let spec = service_spec(service, names)?;
+            if service.tcp_bind().is_some() {
+                let direction = DirectionSpec::Stream { service: spec.clone(), audit_all };
+                bound.push(ListenerSpec { name: service.name.clone(), direction });
+            }
+            services.push(spec);
+        }
+        let passthrough = outbound.unknown == Unknown::Passthrough;
+        let direction = DirectionSpec::Outbound { services, passthrough, audit_all };
         specs.push(ListenerSpec { name: "outbound".to_owned(), direction });
+        specs.extend(bound);
     }
     Ok(specs)
+}
+
+fn service_spec(service: &ServiceConfig, names: &mut Resolution) -> Result<ServiceSpec, ResolveError> {
+    Ok(ServiceSpec {
+        name: service.name.clone(),
+        hosts: service.hosts.clone(),
+        addresses: names.watch(&service.endpoints)?,
+        identities: service.identities.clone(),
+        protocol: match service.mesh {
+            MeshProtocol::H2 => Some(Protocol::H2),
+            MeshProtocol::H1 => Some(Protocol::H1),
+            MeshProtocol::Tcp { .. } => None,
+        },
+    })
 }
 
 fn spawn_workers(

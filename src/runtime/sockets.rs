@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tokio::net::TcpListener;
 
 use super::StartError;
-use crate::config::SidecarConfig;
+use crate::config::{Bind, SidecarConfig};
 
 /// Where a running sidecar listens, which port 0 leaves to the system.
 #[derive(Debug, Clone)]
@@ -16,6 +16,8 @@ pub struct Addresses {
     pub probes: Option<SocketAddr>,
     /// The outbound listener.
     pub outbound: Option<SocketAddr>,
+    /// Services that have listeners of their own, in the order of the configuration.
+    pub services: Vec<SocketAddr>,
     /// The admin endpoint.
     pub admin: SocketAddr,
 }
@@ -23,29 +25,42 @@ pub struct Addresses {
 /// Sockets that are listened on, before anything is served: an address that is taken is found out first.
 pub(super) struct Bound {
     pub(super) admin: TcpListener,
-    /// Inbound, then probes, then outbound, as the workers' listeners are ordered.
-    pub(super) traffic: Vec<(TcpListener, Kind)>,
+    pub(super) traffic: Vec<Socket>,
 }
 
-pub(super) enum Kind {
+/// A socket, and which of the workers' listeners it belongs to: inbound, then probes, then outbound, then services with sockets of
+/// their own.
+pub(super) struct Socket {
+    pub(super) socket: TcpListener,
+    pub(super) listener: usize,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
     Inbound,
     Probes,
     Outbound,
+    Service,
 }
 
 impl Bound {
     pub(super) async fn bind(config: &SidecarConfig) -> Result<Self, StartError> {
-        let mut traffic = Vec::new();
+        let mut wanted: Vec<(&str, &Bind, Kind)> = Vec::new();
         if let Some(inbound) = &config.inbound {
-            for listener in &inbound.listeners {
-                traffic.push((bind(&listener.name, listener.bind).await?, Kind::Inbound));
-            }
-            if let Some(probes) = &inbound.probes {
-                traffic.push((bind("probes", probes.bind).await?, Kind::Probes));
-            }
+            wanted.extend(inbound.listeners.iter().map(|l| (l.name.as_str(), &l.bind, Kind::Inbound)));
+            wanted.extend(inbound.probes.iter().map(|probes| ("probes", &probes.bind, Kind::Probes)));
         }
         if let Some(outbound) = &config.outbound {
-            traffic.push((bind("outbound", outbound.bind).await?, Kind::Outbound));
+            wanted.push(("outbound", &outbound.bind, Kind::Outbound));
+            let own = outbound.services.iter().filter_map(|s| Some((s.name.as_str(), s.tcp_bind()?, Kind::Service)));
+            wanted.extend(own);
+        }
+        let mut traffic = Vec::new();
+        for (listener, (what, addresses, kind)) in wanted.into_iter().enumerate() {
+            for socket in bind_all(what, addresses).await? {
+                traffic.push(Socket { socket, listener, kind });
+            }
         }
         Ok(Self { admin: bind("admin", config.admin.bind).await?, traffic })
     }
@@ -56,16 +71,41 @@ impl Bound {
             socket.local_addr().unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0))
         };
         let mut addresses =
-            Addresses { inbound: Vec::new(), probes: None, outbound: None, admin: addr(&self.admin) };
-        for (socket, kind) in &self.traffic {
+            Addresses { inbound: Vec::new(), probes: None, outbound: None, services: Vec::new(), admin: addr(&self.admin) };
+        for Socket { socket, kind, .. } in &self.traffic {
             match kind {
                 Kind::Inbound => addresses.inbound.push(addr(socket)),
                 Kind::Probes => addresses.probes = Some(addr(socket)),
                 Kind::Outbound => addresses.outbound = Some(addr(socket)),
+                Kind::Service => addresses.services.push(addr(socket)),
             }
         }
         addresses
     }
+}
+
+/// All of `addresses`, but for those of a family that this host does not have, while there is another.
+async fn bind_all(what: &str, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, StartError> {
+    let (mut sockets, mut lacking) = (Vec::new(), None);
+    for address in addresses {
+        match bind(what, *address).await {
+            Ok(socket) => sockets.push(socket),
+            Err(StartError::Bind { source, addr, what }) if addresses.len() > 1 && is_lacking(&source) => {
+                tracing::info!(%addr, what, "not listened on: this host has no such address ({source})");
+                lacking = Some(StartError::Bind { source, addr, what });
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    match lacking {
+        Some(error) if sockets.is_empty() => Err(error),
+        _ => Ok(sockets),
+    }
+}
+
+/// `EAFNOSUPPORT` or `EADDRNOTAVAIL`: IPv6 is not there, or switched off.
+fn is_lacking(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(97 | 99))
 }
 
 async fn bind(what: &str, addr: SocketAddr) -> Result<TcpListener, StartError> {

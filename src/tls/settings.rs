@@ -26,6 +26,8 @@ pub enum Alpn {
     Http1,
     /// `h2`, then `http/1.1`.
     Either,
+    /// Nothing: what is spoken is not HTTP.
+    Nothing,
 }
 
 /// Everything that handshakes need, for one set of identity material.
@@ -140,6 +142,7 @@ impl Alpn {
             Self::H2 => vec![H2.to_vec()],
             Self::Http1 => vec![HTTP_1_1.to_vec()],
             Self::Either => vec![H2.to_vec(), HTTP_1_1.to_vec()],
+            Self::Nothing => Vec::new(),
         }
     }
 }
