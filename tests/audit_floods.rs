@@ -164,7 +164,15 @@ fn refused_connections_are_counted_too() {
             // Each from another address: that is no other kind.
             let peer = std::net::IpAddr::from([10, 2, 0, id as u8]);
             let (direction, listener) = (Direction::Inbound, "api");
-            let conn = ConnFacts { direction, listener, peer, destination: None, service: None, tls: None, subject: None };
+            let conn = ConnFacts {
+                direction,
+                listener,
+                peer,
+                destination: None,
+                service: None,
+                tls: None,
+                subject: None,
+            };
             let reason = if id % 2 == 0 { "no_certificate" } else { "expired" };
             recorder.reserve(1).unwrap().conn_rejected(&ConnRejected {
                 time_unix_ns: NOW + id,

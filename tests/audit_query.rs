@@ -62,7 +62,9 @@ fn record(audit: &Audit, requests: &[Asked]) {
                 direction: Direction::Inbound,
                 listener: "api",
                 peer: [10, 2, 0, 9].into(),
-                destination: None, service: None, tls: None,
+                destination: None,
+                service: None,
+                tls: None,
                 subject: Some(subject),
             };
             let conn = ConnFragment::new(&facts);

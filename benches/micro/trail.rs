@@ -89,7 +89,9 @@ impl Spool {
             direction: Direction::Inbound,
             listener: "api",
             peer: [10, 2, 0, 9].into(),
-            destination: None, service: None, tls: Some(TlsFacts { version: "1.3", cipher: "TLS13_AES_128_GCM_SHA256", alpn: Some("h2") }),
+            destination: None,
+            service: None,
+            tls: Some(TlsFacts { version: "1.3", cipher: "TLS13_AES_128_GCM_SHA256", alpn: Some("h2") }),
             subject: Some(SubjectFacts {
                 spiffe_id: "spiffe://hospital.local/ns/clinic/sa/web",
                 cert_sha256: SHA256,

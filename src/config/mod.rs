@@ -15,8 +15,9 @@ use std::path::{Path, PathBuf};
 
 pub use model::{
     AdminConfig, AppProtocol, AuditConfig, Bind, BundleEndpoint, CollectorConfig, Endpoint, EndpointTrust,
-    IdentityConfig, IdentitySource, InboundConfig, InboundListener, Limits, MeshProtocol, Mode, OutboundAudit,
-    OutboundConfig, ProbesConfig, ServiceConfig, SidecarConfig, SinkConfig, SinkTrust, Unknown, Workload,
+    IdentityConfig, IdentitySource, InboundConfig, InboundListener, Limits, MeshProtocol, Mode,
+    OutboundAudit, OutboundConfig, ProbesConfig, ServiceConfig, SidecarConfig, SinkConfig, SinkTrust,
+    Unknown, Workload,
 };
 
 use crate::yaml;

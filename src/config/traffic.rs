@@ -81,9 +81,8 @@ fn read_listener(r: &Reading<'_>, node: &Node) -> Option<InboundListener> {
 
 /// `protocol: http | tcp`.
 fn is_tcp(r: &Reading<'_>, f: &mut Fields<'_, '_>) -> Option<bool> {
-    f.optional("protocol").map_or(Some(false), |n| {
-        r.reader.one_of(n, "protocol", &[("http", false), ("tcp", true)])
-    })
+    f.optional("protocol")
+        .map_or(Some(false), |n| r.reader.one_of(n, "protocol", &[("http", false), ("tcp", true)]))
 }
 
 /// One address, or a list of them.
@@ -156,9 +155,9 @@ fn read_service(r: &Reading<'_>, node: &Node) -> Option<ServiceConfig> {
             r.reader.problem(n.at, "hosts are for `protocol: http`; TCP is told apart by where it goes");
             None
         }),
-        _ => f.required("hosts").and_then(|n| {
-            all(r.reader.nonempty_list(n, "hosts")?.iter().map(|item| r.host(item, "a host")))
-        }),
+        _ => f
+            .required("hosts")
+            .and_then(|n| all(r.reader.nonempty_list(n, "hosts")?.iter().map(|item| r.host(item, "a host")))),
     };
     f.finish();
     let mesh = match (tcp?, transpose(mesh)?) {

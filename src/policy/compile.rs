@@ -185,12 +185,6 @@ impl Policy {
         named.flatten().map(String::as_str).collect()
     }
 
-    /// Where the first permission for TCP stands.
-    pub fn tcp_at(&self) -> Option<Mark> {
-        let first = self.permissions.iter().find(|permission| permission.tcp.is_some());
-        first.map(|permission| permission.at)
-    }
-
     /// The parameters of `query` that rules are about, each once, sorted: what may be written down of a query. Allocates
     /// only when there are some.
     pub fn named_params(&self, query: Option<&str>) -> Vec<&str> {

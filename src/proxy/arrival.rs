@@ -28,7 +28,8 @@ pub(crate) fn meant_for(stream: &TcpStream) -> Option<SocketAddr> {
     let local = stream.local_addr().ok()?;
     let socket = SockRef::from(stream);
     // There is no answer where nothing tracks connections, and then nothing was led here either.
-    let meant = if local.ip().to_canonical().is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
+    let meant =
+        if local.ip().to_canonical().is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
     let meant = meant.ok()?.as_socket()?;
     // An address that is scoped to an interface is asked for without its scope.
     (meant.ip().to_canonical() != local.ip().to_canonical() || meant.port() != local.port())
@@ -102,7 +103,15 @@ mod tests {
         for unfinished in [&b"P"[..], b"PRI", b"GE", b"OPTIONS"] {
             assert_eq!(told(unfinished), None);
         }
-        for other in [&b"\x16\x03\x01"[..], b"EHLO a", b"SET a b", b"SSH-2.0-x", b"\0\0\0\x08", b"OPTIONSX", b"get / HTTP/1.1"] {
+        for other in [
+            &b"\x16\x03\x01"[..],
+            b"EHLO a",
+            b"SET a b",
+            b"SSH-2.0-x",
+            b"\0\0\0\x08",
+            b"OPTIONSX",
+            b"get / HTTP/1.1",
+        ] {
             assert_eq!(told(other), Some(Spoken::Other), "{other:?}");
         }
     }

@@ -12,12 +12,14 @@ use http::uri::{Authority, PathAndQuery};
 use http::{Request, StatusCode, Version};
 
 use super::clock::unix_seconds;
-use super::context::{ConnContext, CurrentPolicy, Direction, PolicyCell, Route, RouteTable};
+use super::context::{ConnContext, CurrentPolicy, Direction, PASSTHROUGH, PolicyCell, Route, Routes};
 use super::exchange::Exchange;
 use super::ids::RequestIds;
-use super::outcome::Failure;
-use super::upstream::Upstream;
+use super::outcome::{Failure, UNAUTHENTICATED};
+use super::stream::{Asked, Standing};
+use super::upstream::{Protocol, Upstream};
 use crate::audit::{self, AccessDecision, HttpFacts};
+use crate::identity::SpiffeId;
 use crate::policy::{self, Admitted, Decision, Outcome, RawRequest, Reason};
 
 /// The reason of a request whose body came in a transfer coding that would be lost on the way.
@@ -87,29 +89,42 @@ pub(crate) fn authorize<B>(
 ) -> Result<Granted, Refused> {
     let arrived = Arrived { conn, ids, now_ns, version: version_name(request.version()) };
     match &conn.listener.direction {
-        Direction::Inbound { app, policy } => arrived.inbound(request, app, policy),
+        Direction::Inbound { app, policy, stranger, .. } => {
+            arrived.inbound(request, app, policy, stranger.as_ref())
+        }
         Direction::Outbound { routes, audit_all } => arrived.outbound(request, routes, *audit_all),
+        Direction::Stream { .. } => Err(Refused::silent(StatusCode::NOT_FOUND)), // no request comes by it
         Direction::Probes { app, paths, .. } => arrived.probe(request, app, paths),
     }
 }
 
-/// Returns once what `head` was let in for is no longer allowed: on the inbound side, when a policy or the end of a dated
+/// Returns once what a stream was let in for is no longer allowed: on the inbound side, when a policy or the end of a dated
 /// binding takes the right away.
-pub(crate) async fn revoked(conn: &ConnContext, head: &Request<()>) {
-    let (Direction::Inbound { policy, .. }, Some(peer)) = (&conn.listener.direction, &conn.peer) else {
+pub(crate) async fn revoked(Standing { conn, asked }: &Standing) {
+    let Direction::Inbound { policy, stranger, .. } = &conn.listener.direction else {
         return std::future::pending().await;
     };
+    let Some(id) = conn.peer.as_ref().map(|peer| &peer.id).or(stranger.as_ref()) else { return };
     loop {
         let changed = policy.changed();
         let current = policy.current();
         let now = unix_seconds(conn.worker.clock.now_ns());
-        let grants = conn.grants(&current, peer, now);
-        let raw = raw_request(head);
-        let decision = match policy::admit(&raw, current.policy.path_rules()) {
-            Ok(admitted) => current.policy.decide(&grants, &admitted),
-            Err(reason) => current.policy.reject(&raw, reason),
+        let grants = conn.grants(&current, id, now);
+        let decision = match asked {
+            Asked::Stream => current.policy.decide_tcp(&grants, &conn.listener.name),
+            Asked::Request(head) => {
+                let raw = raw_request(head);
+                match policy::admit(&raw, current.policy.path_rules()) {
+                    Ok(admitted) => current.policy.decide(&grants, &admitted),
+                    Err(reason) => current.policy.reject(&raw, reason),
+                }
+            }
         };
-        if !decision.is_allowed() {
+        let allowed = match &conn.peer {
+            Some(_) => decision.is_allowed(),
+            None => of_stranger(&decision).outcome == Outcome::Allow.as_str(),
+        };
+        if !allowed {
             return;
         }
         match grants.valid_until() {
@@ -130,7 +145,7 @@ pub(crate) fn outbound_event<'a>(
     ids: &'a RequestIds,
     now_ns: u64,
     (method, version): (&'static str, &'static str),
-    service: &'a str,
+    service: Option<&'a str>,
     (outcome, reason): (&'static str, &'static str),
 ) -> AccessDecision<'a> {
     AccessDecision {
@@ -138,7 +153,7 @@ pub(crate) fn outbound_event<'a>(
         request_id: ids.request_id(),
         trace_id: Some(ids.trace_id()),
         conn: &conn.fragment,
-        http: HttpFacts { method: Some(method), service: Some(service), version, ..HttpFacts::default() },
+        http: HttpFacts { method: Some(method), service, version, ..HttpFacts::default() },
         decision: audit::Decision { outcome, reason, rule: None, role: None, shadow: None },
         policy: None,
     }
@@ -157,10 +172,12 @@ impl Arrived<'_> {
         request: &Request<B>,
         app: &Rc<Upstream>,
         policy: &PolicyCell,
+        stranger: Option<&SpiffeId>,
     ) -> Result<Granted, Refused> {
         let worker = &self.conn.worker;
-        // A listener of this direction serves nobody without a verified identity.
-        let peer = self.conn.peer.as_ref().ok_or(Refused::silent(StatusCode::UNAUTHORIZED))?;
+        // A listener of this direction serves nobody without a verified identity, unless it was told to.
+        let peer = self.conn.peer.as_ref().map(|peer| &peer.id);
+        let id = peer.or(stranger).ok_or(Refused::silent(StatusCode::UNAUTHORIZED))?;
         let current = policy.current();
         let mut place = worker.recorder.reserve(2).map_err(|_| self.refused(Failure::AUDIT.into()))?;
 
@@ -184,30 +201,31 @@ impl Arrived<'_> {
                 if !decision.is_allowed() {
                     return Err(self.refused(Refused::silent(StatusCode::BAD_REQUEST)));
                 }
-                self.count_allowed(&decision);
+                self.count_allowed(facts(&decision));
                 let granted = self.granted(app, None, Some(place), Some(recorded), method_name(request));
                 return Ok(Granted { as_it_came: true, ..granted });
             }
         };
-        let grants = self.conn.grants(&current, peer, unix_seconds(self.now_ns));
+        let grants = self.conn.grants(&current, id, unix_seconds(self.now_ns));
         let decision = current.policy.decide(&grants, &admitted);
-        let allowed = decision.outcome == Outcome::Allow;
+        let told = if peer.is_some() { facts(&decision) } else { of_stranger(&decision) };
+        let allowed = told.outcome == Outcome::Allow.as_str();
         if allowed && decision.reason == Reason::Health {
             drop(place);
             return Ok(self.granted(app, target_of(&admitted), None, None, admitted.method.as_str()));
         }
-        let recorded = self.record_decision(&mut place, &current, &admitted, &decision);
+        let recorded = self.record_decision(&mut place, &current, &admitted, (&decision, told));
         if !allowed {
             return Err(self.refused(Refused::silent(StatusCode::FORBIDDEN)));
         }
-        self.count_allowed(&decision);
+        self.count_allowed(told);
         Ok(self.granted(app, target_of(&admitted), Some(place), Some(recorded), admitted.method.as_str()))
     }
 
     fn outbound<B>(
         &self,
         request: &Request<B>,
-        routes: &RouteTable,
+        routes: &Routes,
         audit_all: bool,
     ) -> Result<Granted, Refused> {
         let worker = &self.conn.worker;
@@ -221,26 +239,41 @@ impl Arrived<'_> {
         let known = self.conn.route.borrow().as_ref().filter(|route| route.is_of(&raw)).map(Route::leads_to);
         let (upstream, authority) = match known {
             Some(known) => known,
-            None => self.route(&raw, method, routes, &mut place)?,
+            None => match self.route(&raw, method, routes, &mut place)? {
+                Some(found) => found,
+                None => return self.pass_through(method, place),
+            },
         };
         worker.metrics.allowed.inc();
         let recorded = audit_all.then(|| {
             let asked = (method, self.version);
             let answered = ("allow", "route");
-            let name = &upstream.name;
+            let name = Some(upstream.name.as_str());
             place.decision(&outbound_event(self.conn, &self.ids, self.now_ns, asked, name, answered))
         });
         Ok(Granted { authority, ..self.granted(&upstream, None, Some(place), recorded, method) })
     }
 
-    /// Where the host of a request leads.
+    /// A captured call to nobody that is known goes where it was meant to, and is recorded whatever else is.
+    fn pass_through(&self, method: &'static str, mut place: audit::Reservation) -> Result<Granted, Refused> {
+        let protocol = if self.version == "2" { Protocol::H2 } else { Protocol::H1 };
+        let captured = self.conn.captured.as_ref().ok_or(Refused::silent(StatusCode::NOT_FOUND))?;
+        let upstream = captured.beyond(&self.conn.worker, protocol);
+        let (asked, answered) = ((method, self.version), ("allow", PASSTHROUGH));
+        let event = outbound_event(self.conn, &self.ids, self.now_ns, asked, None, answered);
+        let recorded = place.decision(&event);
+        self.conn.worker.metrics.allowed.inc();
+        Ok(self.granted(&upstream, None, Some(place), Some(recorded), method))
+    }
+
+    /// Where a request leads: by its host, or else by where its connection was meant to go. None where it may pass as it came.
     fn route(
         &self,
         raw: &RawRequest<'_>,
         method: &'static str,
-        routes: &RouteTable,
+        routes: &Routes,
         place: &mut audit::Reservation,
-    ) -> Result<(Rc<Upstream>, Option<Authority>), Refused> {
+    ) -> Result<Option<(Rc<Upstream>, Option<Authority>)>, Refused> {
         let host = match policy::admit_host(raw) {
             Ok(host) => host,
             Err(reason) => {
@@ -248,7 +281,12 @@ impl Arrived<'_> {
                 return Err(self.refused(Refused::silent(StatusCode::BAD_REQUEST)));
             }
         };
-        let Some(upstream) = routes.get(&*host) else {
+        let captured = self.conn.captured.as_ref();
+        let by_address = || captured.and_then(|captured| routes.http_at(captured.meant));
+        let Some(upstream) = routes.hosts.get(&*host).or_else(by_address) else {
+            if captured.is_some() && routes.passthrough {
+                return Ok(None);
+            }
             let host_h = self.conn.worker.pseudonyms.pseudonym(host.as_bytes());
             drop(place.decision(&self.unroutable(method, Some(host_h), ("deny", "unknown_host"))));
             let refused = Refused { status: StatusCode::NOT_FOUND, told: Some("unknown_host") };
@@ -257,13 +295,13 @@ impl Arrived<'_> {
         let Some(host) =
             raw.host.filter(|_| raw.authority.is_none()).and_then(|h| HeaderValue::from_bytes(h).ok())
         else {
-            return Ok((upstream.clone(), None)); // in the target, where there is an authority already
+            return Ok(Some((upstream.clone(), None))); // in the target, where there is an authority already
         };
         let route =
             Route { authority: Authority::try_from(host.as_bytes()).ok(), host, upstream: upstream.clone() };
         let leads_to = route.leads_to();
         *self.conn.route.borrow_mut() = Some(route);
-        Ok(leads_to)
+        Ok(Some(leads_to))
     }
 
     fn probe<B>(
@@ -304,10 +342,10 @@ impl Arrived<'_> {
         }
     }
 
-    fn count_allowed(&self, decision: &Decision<'_>) {
+    fn count_allowed(&self, decision: audit::Decision<'_>) {
         let metrics = &self.conn.worker.metrics;
         metrics.allowed.inc();
-        if decision.is_shadow_denial() {
+        if decision.shadow.is_some_and(|shadow| shadow.outcome != Outcome::Allow.as_str()) {
             metrics.shadow_denied.inc();
         }
     }
@@ -322,7 +360,7 @@ impl Arrived<'_> {
         place: &mut audit::Reservation,
         current: &CurrentPolicy,
         admitted: &Admitted<'_>,
-        decision: &Decision<'_>,
+        (decision, told): (&Decision<'_>, audit::Decision<'_>),
     ) -> audit::Recorded {
         let pseudonyms = &self.conn.worker.pseudonyms;
         let params: Vec<(&str, audit::Pseudonym)> = decision.template.map_or_else(Vec::new, |template| {
@@ -348,7 +386,7 @@ impl Arrived<'_> {
                 version: self.version,
                 service: None,
             },
-            decision: facts(decision),
+            decision: told,
             policy: Some(&current.fragment),
         })
     }
@@ -394,8 +432,26 @@ impl Arrived<'_> {
     }
 }
 
+/// A decision about somebody who has shown no certificate, on a listener that lets them in while their sidecars are rolled out.
+/// What nobody may do stays refused; that nobody gave them a right does not count yet.
+pub(super) fn of_stranger<'p>(decision: &Decision<'p>) -> audit::Decision<'p> {
+    let lacks_right = matches!(decision.reason, Reason::NoAllowRule | Reason::NoPolicy);
+    if decision.reason == Reason::Health || !decision.is_allowed() && !lacks_right {
+        return facts(decision);
+    }
+    let strict =
+        audit::ShadowFacts { outcome: Outcome::Reject.as_str(), reason: UNAUTHENTICATED, rule: None };
+    audit::Decision {
+        outcome: Outcome::Allow.as_str(),
+        reason: UNAUTHENTICATED,
+        rule: None,
+        role: None,
+        shadow: Some(strict),
+    }
+}
+
 /// A decision as the trail tells it.
-fn facts<'p>(decision: &Decision<'p>) -> audit::Decision<'p> {
+pub(super) fn facts<'p>(decision: &Decision<'p>) -> audit::Decision<'p> {
     audit::Decision {
         outcome: decision.outcome.as_str(),
         reason: decision.reason.as_str(),

@@ -4,6 +4,7 @@
 //! a drain, or the peer's certificate running out. What happens to a request is `forward`'s.
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,8 +21,11 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::arrival::{self, Spoken};
 use super::body::Inflow;
-use super::context::{ClientAddr, ConnContext, Direction, ListenerContext, PeerId, Worker};
+use super::context::{
+    Captured, ClientAddr, ConnContext, Direction, ListenerContext, PeerId, PlainSide, Worker,
+};
 use super::dial::retirement;
 use super::forward::forward;
 use super::hangup;
@@ -29,6 +33,8 @@ use super::http2;
 use super::linger::Linger;
 use super::listener::Slot;
 use super::outcome::PEER_EXPIRED;
+use super::tcp;
+use super::upstream::{Protocol, Upstream};
 use super::vouched::Tenure;
 use crate::audit::{self, ConnFacts, ConnRejected, SubjectFacts, TlsFacts};
 use crate::config::Limits;
@@ -66,21 +72,124 @@ pub(crate) async fn serve(
     if stream.set_nodelay(true).is_err() {
         return; // the peer is gone already
     }
-    match &listener.direction {
-        Direction::Inbound { .. } => serve_mesh(worker, listener, stream, addr, slot).await,
-        Direction::Outbound { .. } | Direction::Probes { .. } => {
-            serve_plain(worker, listener, stream, addr, slot).await;
+    let arrived = Arrived { worker, listener, stream, addr, slot };
+    match &arrived.listener.direction {
+        Direction::Inbound { stranger: None, .. } => serve_mesh(arrived).await,
+        Direction::Inbound { streams, .. } => match arrived.speaks_tls().await {
+            Some(true) => serve_mesh(arrived).await,
+            Some(false) if *streams => serve_stream(arrived, None, None).await,
+            Some(false) => serve_plain(arrived, None).await,
+            None => {}
+        },
+        Direction::Probes { .. } => serve_plain(arrived, None).await,
+        Direction::Stream { service, .. } => {
+            let service = service.clone();
+            serve_stream(arrived, None, Some(service)).await;
         }
+        Direction::Outbound { .. } => match arrival::meant_for(&arrived.stream) {
+            None => serve_plain(arrived, None).await,
+            // Boxed: an ordinary connection need not keep room for what only captured ones do.
+            Some(meant) => Box::pin(serve_captured(arrived, meant)).await,
+        },
     }
 }
 
-async fn serve_mesh(
+/// A connection of which nothing was read.
+struct Arrived {
     worker: Rc<Worker>,
     listener: Rc<ListenerContext>,
     stream: TcpStream,
     addr: ClientAddr,
     slot: Slot,
-) {
+}
+
+/// A client that says nothing for so long waits for the server to speak first.
+const SERVER_FIRST: Duration = Duration::from_millis(500);
+
+impl Arrived {
+    /// Whether the client begins TLS, on a listener that serves both kinds; none if it went, or a drain began.
+    async fn speaks_tls(&self) -> Option<bool> {
+        let Direction::Inbound { streams, .. } = &self.listener.direction else { return None };
+        let patience = if *streams { SERVER_FIRST } else { self.worker.limits.head_timeout };
+        match self.within(patience, arrival::speaks_tls(&self.stream)).await {
+            Looked::At(tls) => Some(tls),
+            Looked::Silent => streams.then_some(false),
+            Looked::Over => None,
+        }
+    }
+
+    /// What `look` finds, in time.
+    async fn within<T>(
+        &self,
+        patience: Duration,
+        look: impl Future<Output = std::io::Result<T>>,
+    ) -> Looked<T> {
+        let mut drain = self.worker.drain.clone();
+        tokio::select! {
+            biased;
+            looked = tokio::time::timeout(patience, look) => match looked {
+                Ok(Ok(found)) => Looked::At(found),
+                Ok(Err(_)) => Looked::Over,
+                Err(_) => Looked::Silent,
+            },
+            () = drain.begun() => Looked::Over,
+        }
+    }
+
+    fn reject(&self, reason: &'static str, meant: Option<SocketAddr>) {
+        let facts = ConnFacts { destination: meant, ..plain_facts(&self.listener, self.addr) };
+        reject_with(&self.worker, &self.listener, reason, facts);
+    }
+}
+
+/// What a look at the first bytes has shown.
+enum Looked<T> {
+    At(T),
+    /// Nothing came for as long as the patience lasted.
+    Silent,
+    /// The client has gone, or a drain began: nothing was asked.
+    Over,
+}
+
+/// A connection that was meant for somebody else and led here.
+async fn serve_captured(arrived: Arrived, meant: SocketAddr) {
+    let Direction::Outbound { routes, .. } = &arrived.listener.direction else { return };
+    let routes = routes.clone();
+    if let Some(service) = routes.tcp_at(meant) {
+        return serve_stream(arrived, Some(meant), Some(service.clone())).await;
+    }
+    let known = routes.http_at(meant).is_some();
+    // Who is known speaks HTTP, and so first.
+    let patience = if known { arrived.worker.limits.head_timeout } else { SERVER_FIRST };
+    match arrived.within(patience, arrival::spoken(&arrived.stream)).await {
+        Looked::At(Spoken::Http1 | Spoken::Http2) => serve_plain(arrived, Some(meant)).await,
+        Looked::At(Spoken::Other) if known => arrived.reject("not_http", Some(meant)),
+        Looked::Silent if known => {}
+        Looked::At(Spoken::Other) | Looked::Silent if routes.passthrough => {
+            serve_stream(arrived, Some(meant), None).await
+        }
+        Looked::At(Spoken::Other) | Looked::Silent => arrived.reject("unknown_destination", Some(meant)),
+        Looked::Over => {}
+    }
+}
+
+/// A plain connection that is one stream: to `service`, or to the listener's app, or to where it was meant to go.
+async fn serve_stream(arrived: Arrived, meant: Option<SocketAddr>, service: Option<Rc<Upstream>>) {
+    let Arrived { worker, listener, stream, addr, slot } = arrived;
+    let fragment = plain_fragment(&worker, &listener, addr, (meant, service.as_deref()));
+    let captured = meant.map(Captured::new);
+    let upstream = match (&listener.direction, &captured, service) {
+        (_, _, Some(service)) => service,
+        (Direction::Inbound { app, .. }, _, None) => app.clone(),
+        (_, Some(captured), None) => captured.beyond(&worker, Protocol::H1),
+        (_, None, None) => return,
+    };
+    let plain = PlainSide { hangup: None, captured };
+    let conn = ConnContext::new(worker, listener, None, fragment, plain, true, slot);
+    tcp::serve(conn, stream, upstream).await;
+}
+
+async fn serve_mesh(Arrived { worker, listener, stream, addr, slot }: Arrived) {
     let mut drain = worker.drain.clone();
     let shaken = tokio::select! {
         biased;
@@ -101,14 +210,24 @@ async fn serve_mesh(
         Err(reason) => return reject(&worker, &listener, addr, reason, None),
     };
     let h2 = tls.alpn_protocol() == Some(b"h2");
+    let stream_for = match &listener.direction {
+        Direction::Inbound { app, streams: true, .. } => Some(app.clone()),
+        _ => None,
+    };
+    if stream_for.is_some() && tls.alpn_protocol().is_some() {
+        return reject(&worker, &listener, addr, "not_a_stream", None);
+    }
+    let alpn = if h2 { "h2" } else { "http/1.1" };
     let fragment = audit::ConnFragment::new(&ConnFacts {
         direction: audit::Direction::Inbound,
         listener: &listener.name,
         peer: addr.0,
+        destination: None,
+        service: None,
         tls: Some(TlsFacts {
             version: tls.protocol_version().map_or("unknown", tls::version_name),
             cipher: tls.negotiated_cipher_suite().map_or("unknown", |s| tls::cipher_name(s.suite())),
-            alpn: Some(if h2 { "h2" } else { "http/1.1" }),
+            alpn: stream_for.is_none().then_some(alpn),
         }),
         subject: Some(SubjectFacts { spiffe_id: peer.id.as_str(), cert_sha256: &peer.sha256_hex }),
     });
@@ -120,40 +239,51 @@ async fn serve_mesh(
     let (retire_at, end) = retirement(peer.not_after.min(own.not_after()));
     let tenure = Tenure { end, vouched };
     let peer = PeerId { id: peer.id, cert_sha256: peer.sha256_hex, retire_at, tenure, told_to_app };
-    let conn = ConnContext::new(worker, listener, Some(peer), fragment, None, h2, slot);
+    let no_heads = h2 || stream_for.is_some();
+    let conn = ConnContext::new(worker, listener, Some(peer), fragment, PlainSide::default(), no_heads, slot);
+    if let Some(app) = stream_for {
+        drop(tokio::task::spawn_local(tcp::serve(conn, stream, app)));
+        return;
+    }
     // A task of its own: this one's memory, most of it the handshake's, is not kept for as long as the connection lives.
     drop(tokio::task::spawn_local(serve_http(conn, stream, h2, addr)));
 }
 
-async fn serve_plain(
-    worker: Rc<Worker>,
-    listener: Rc<ListenerContext>,
-    stream: TcpStream,
-    addr: ClientAddr,
-    slot: Slot,
-) {
+async fn serve_plain(arrived: Arrived, meant: Option<SocketAddr>) {
     // Closed, silent for too long, or silent when a drain begins: nothing was asked.
-    let mut drain = worker.drain.clone();
-    let knows = tokio::select! {
-        biased;
-        knows = tokio::time::timeout(worker.limits.head_timeout, speaks_h2(&stream)) => knows,
-        () = drain.begun() => return,
-    };
-    let Ok(Ok(h2)) = knows else { return };
-    let fragment = {
-        let settings = worker.tls.borrow();
-        let svid = &settings.material().svid;
-        // Whoever calls from inside the pod acts as the pod's own workload.
-        let subject = SubjectFacts { spiffe_id: svid.id().as_str(), cert_sha256: svid.leaf_sha256_hex() };
-        audit::ConnFragment::new(&ConnFacts { subject: Some(subject), ..plain_facts(&listener, addr) })
-    };
+    let patience = arrived.worker.limits.head_timeout;
+    let Looked::At(h2) = arrived.within(patience, arrival::speaks_h2(&arrived.stream)).await else { return };
+    let Arrived { worker, listener, stream, addr, slot } = arrived;
+    let fragment = plain_fragment(&worker, &listener, addr, (meant, None));
+    let captured = meant.map(Captured::new);
     if h2 {
-        let conn = ConnContext::new(worker, listener, None, fragment, None, h2, slot);
+        let plain = PlainSide { hangup: None, captured };
+        let conn = ConnContext::new(worker, listener, None, fragment, plain, h2, slot);
         return serve_http(conn, stream, h2, addr).await;
     }
-    let (stream, hangup) = hangup::watched(stream);
-    let conn = ConnContext::new(worker, listener, None, fragment, Some(hangup), h2, slot);
+    let (stream, hangup) = hangup::watched(stream, meant);
+    let plain = PlainSide { hangup: Some(hangup), captured };
+    let conn = ConnContext::new(worker, listener, None, fragment, plain, h2, slot);
     serve_http(conn, stream, h2, addr).await;
+}
+
+/// What the trail tells of a plain connection. Whoever calls from inside the pod acts as the pod's own workload; of others nobody
+/// knows who they are.
+fn plain_fragment(
+    worker: &Worker,
+    listener: &ListenerContext,
+    addr: ClientAddr,
+    (destination, service): (Option<SocketAddr>, Option<&Upstream>),
+) -> audit::ConnFragment {
+    let settings = worker.tls.borrow();
+    let svid = &settings.material().svid;
+    let own = SubjectFacts { spiffe_id: svid.id().as_str(), cert_sha256: svid.leaf_sha256_hex() };
+    let subject = match listener.direction {
+        Direction::Outbound { .. } | Direction::Stream { .. } => Some(own),
+        Direction::Inbound { .. } | Direction::Probes { .. } => None,
+    };
+    let service = service.map(|service| service.name.as_str());
+    audit::ConnFragment::new(&ConnFacts { subject, destination, service, ..plain_facts(listener, addr) })
 }
 
 /// TLS, within the time and the number of handshakes at a time that the limits allow.
@@ -169,26 +299,6 @@ async fn handshake(
         Ok((settings, accepted.map_err(|error| tls::handshake_code(&error))?))
     });
     timed.await.unwrap_or(Err("handshake_timeout"))
-}
-
-/// Whether an HTTP/2 preface comes (RFC 9113, section 3.4), looked at without taking it from the socket.
-async fn speaks_h2(stream: &TcpStream) -> std::io::Result<bool> {
-    const PREFACE: &[u8] = b"PRI * HTTP/2.0";
-    let mut start = [0; PREFACE.len()];
-    let mut wait = Duration::from_millis(1);
-    loop {
-        let n = stream.peek(&mut start).await?;
-        if n == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
-        }
-        if start[..n] != PREFACE[..n] || n == PREFACE.len() {
-            return Ok(n == PREFACE.len() && start == PREFACE);
-        }
-        // A preface cut in two: peek would return the same bytes at once, so let the rest arrive; ever more patiently, so
-        // that a thousand such connections cost nothing.
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(Duration::from_secs(1));
-    }
 }
 
 /// Speaks HTTP over `stream` until it ends. No `async fn`, here and below: an argument of one keeps its place for as long as the
@@ -286,22 +396,31 @@ fn reject(
     reason: &'static str,
     peer: Option<SubjectFacts<'_>>,
 ) {
+    let facts = ConnFacts { subject: peer, ..plain_facts(listener, addr) };
+    reject_with(worker, listener, reason, facts);
+}
+
+fn reject_with(worker: &Worker, listener: &ListenerContext, reason: &'static str, conn: ConnFacts<'_>) {
     worker.metrics.rejected_connections.inc();
-    tracing::debug!(listener = listener.name, peer = %addr.0, reason, "connection rejected");
+    tracing::debug!(listener = listener.name, peer = %conn.peer, reason, "connection rejected");
     let Ok(mut place) = worker.recorder.reserve(1) else { return }; // counted above; the trail is full
-    place.conn_rejected(&ConnRejected {
-        time_unix_ns: worker.clock.now_ns(),
-        conn: ConnFacts { subject: peer, ..plain_facts(listener, addr) },
-        reason,
-    });
+    place.conn_rejected(&ConnRejected { time_unix_ns: worker.clock.now_ns(), conn, reason });
 }
 
 fn plain_facts(listener: &ListenerContext, addr: ClientAddr) -> ConnFacts<'_> {
     let direction = match listener.direction {
         Direction::Inbound { .. } | Direction::Probes { .. } => audit::Direction::Inbound,
-        Direction::Outbound { .. } => audit::Direction::Outbound,
+        Direction::Outbound { .. } | Direction::Stream { .. } => audit::Direction::Outbound,
     };
-    ConnFacts { direction, listener: &listener.name, peer: addr.0, destination: None, service: None, tls: None, subject: None }
+    ConnFacts {
+        direction,
+        listener: &listener.name,
+        peer: addr.0,
+        destination: None,
+        service: None,
+        tls: None,
+        subject: None,
+    }
 }
 
 /// Serves until the connection ends by itself, a drain asks it to finish, or what it stands on is over. `finish` tells it to

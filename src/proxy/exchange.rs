@@ -146,7 +146,7 @@ impl Exchange {
                 &self.ids,
                 self.started_ns,
                 asked,
-                service,
+                Some(service),
                 ("error", failure.reason),
             );
             drop(place.decision(&facts));

@@ -177,7 +177,7 @@ fn next_request(
     let (mut parts, body) = request.into_parts();
     headers::clean_request(&mut parts.headers);
     let told = match &conn.listener.direction {
-        Direction::Outbound { .. } => Told::Sidecar,
+        Direction::Outbound { .. } | Direction::Stream { .. } => Told::Sidecar,
         Direction::Inbound { .. } | Direction::Probes { .. } => {
             Told::App { client_cert: conn.peer.as_ref().and_then(|peer| peer.told_to_app.as_ref()) }
         }

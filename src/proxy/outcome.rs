@@ -7,6 +7,9 @@ pub(crate) const ACCESS_REVOKED: &str = "access_revoked";
 /// Why a stream that was let in is ended: a certificate that it was given on has run out.
 pub(crate) const PEER_EXPIRED: &str = "peer_expired";
 
+/// Why somebody without a certificate is let in: the listener is permissive.
+pub(crate) const UNAUTHENTICATED: &str = "unauthenticated";
+
 /// A request that did not get its response head from the upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Failure {

@@ -108,7 +108,12 @@ impl Upstream {
     }
 
     /// One that is spoken to in the clear and stays where it is.
-    pub(crate) fn plain(name: String, addr: SocketAddr, settings: UpstreamSettings, clock: Rc<Clock>) -> Rc<Self> {
+    pub(crate) fn plain(
+        name: String,
+        addr: SocketAddr,
+        settings: UpstreamSettings,
+        clock: Rc<Clock>,
+    ) -> Rc<Self> {
         let h1 = UpstreamSettings { protocol: Protocol::H1, ..settings.clone() };
         let upgrades =
             (settings.protocol == Protocol::H2).then(|| Self::plain(name.clone(), addr, h1, clock.clone()));

@@ -52,10 +52,27 @@ pub(crate) struct ListenerSpec {
 /// As [`Direction`], before it belongs to a worker.
 #[derive(Clone)]
 pub(crate) enum DirectionSpec {
-    Inbound { app: SocketAddr, protocol: Option<Protocol>, policy: watch::Receiver<Arc<Policy>>, permissive: bool },
-    Outbound { services: Vec<ServiceSpec>, passthrough: bool, audit_all: bool },
-    Stream { service: ServiceSpec, audit_all: bool },
-    Probes { app: SocketAddr, protocol: Protocol, paths: Vec<String>, health: Arc<Health> },
+    Inbound {
+        app: SocketAddr,
+        protocol: Option<Protocol>,
+        policy: watch::Receiver<Arc<Policy>>,
+        permissive: bool,
+    },
+    Outbound {
+        services: Vec<ServiceSpec>,
+        passthrough: bool,
+        audit_all: bool,
+    },
+    Stream {
+        service: ServiceSpec,
+        audit_all: bool,
+    },
+    Probes {
+        app: SocketAddr,
+        protocol: Protocol,
+        paths: Vec<String>,
+        health: Arc<Health>,
+    },
 }
 
 /// A service that the outbound side knows.
@@ -156,9 +173,15 @@ impl Maker<'_> {
                 let app = self.app(name, app, protocol.unwrap_or(Protocol::H1));
                 all.push(app.clone());
                 // A host that cannot be (RFC 2606, section 2), and so nobody's trust domain.
-                let stranger = permissive.then(|| SpiffeId::parse("spiffe://unauthenticated.invalid/plaintext").ok());
+                let stranger =
+                    permissive.then(|| SpiffeId::parse("spiffe://unauthenticated.invalid/plaintext").ok());
                 let stranger = stranger.flatten();
-                Direction::Inbound { app, policy: PolicyCell::new(policy), streams: protocol.is_none(), stranger }
+                Direction::Inbound {
+                    app,
+                    policy: PolicyCell::new(policy),
+                    streams: protocol.is_none(),
+                    stranger,
+                }
             }
             DirectionSpec::Outbound { services, passthrough, audit_all } => {
                 let mut routes = Routes { passthrough, ..Routes::default() };

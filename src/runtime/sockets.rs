@@ -53,7 +53,10 @@ impl Bound {
         }
         if let Some(outbound) = &config.outbound {
             wanted.push(("outbound", &outbound.bind, Kind::Outbound));
-            let own = outbound.services.iter().filter_map(|s| Some((s.name.as_str(), s.tcp_bind()?, Kind::Service)));
+            let own = outbound
+                .services
+                .iter()
+                .filter_map(|s| Some((s.name.as_str(), s.tcp_bind()?, Kind::Service)));
             wanted.extend(own);
         }
         let mut traffic = Vec::new();
@@ -70,8 +73,13 @@ impl Bound {
         let addr = |socket: &TcpListener| {
             socket.local_addr().unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0))
         };
-        let mut addresses =
-            Addresses { inbound: Vec::new(), probes: None, outbound: None, services: Vec::new(), admin: addr(&self.admin) };
+        let mut addresses = Addresses {
+            inbound: Vec::new(),
+            probes: None,
+            outbound: None,
+            services: Vec::new(),
+            admin: addr(&self.admin),
+        };
         for Socket { socket, kind, .. } in &self.traffic {
             match kind {
                 Kind::Inbound => addresses.inbound.push(addr(socket)),

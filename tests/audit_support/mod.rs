@@ -56,7 +56,9 @@ pub fn fragment() -> ConnFragment {
         direction: Direction::Inbound,
         listener: "api",
         peer: [10, 2, 0, 9].into(),
-        destination: None, service: None, tls: Some(TlsFacts { version: "1.3", cipher: "TLS13_AES_128_GCM_SHA256", alpn: Some("h2") }),
+        destination: None,
+        service: None,
+        tls: Some(TlsFacts { version: "1.3", cipher: "TLS13_AES_128_GCM_SHA256", alpn: Some("h2") }),
         subject: Some(SubjectFacts {
             spiffe_id: "spiffe://hospital.local/ns/clinic/sa/web",
             cert_sha256: "b1c2d3e4f5061728394a5b6c7d8e9f00112233445566778899aabbccddeeff00",

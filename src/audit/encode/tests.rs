@@ -20,7 +20,15 @@ fn every_kind(text: &str) -> Batch {
     let tls = Some(TlsFacts { version: text, cipher: text, alpn: Some(text) });
     let subject = Some(SubjectFacts { spiffe_id: text, cert_sha256: text });
     let peer = "2001:db8::1".parse().unwrap();
-    let facts = ConnFacts { direction: Direction::Inbound, listener: text, peer, destination: Some("[2001:db8::2]:80".parse().unwrap()), service: Some(text), tls, subject };
+    let facts = ConnFacts {
+        direction: Direction::Inbound,
+        listener: text,
+        peer,
+        destination: Some("[2001:db8::2]:80".parse().unwrap()),
+        service: Some(text),
+        tls,
+        subject,
+    };
     let conn = ConnFragment::new(&facts);
     let policy = PolicyFragment::new(Some(text), text);
     let key = PseudonymKey::from_bytes(&[7; 32]).unwrap().pseudonym(b"123");
@@ -54,7 +62,8 @@ fn every_kind(text: &str) -> Batch {
         policy: Some(&policy),
     };
     batch.decision(&allowed, clock);
-    let bare = ConnFragment::new(&ConnFacts { tls: None, subject: None, destination: None, service: None, ..facts });
+    let bare =
+        ConnFragment::new(&ConnFacts { tls: None, subject: None, destination: None, service: None, ..facts });
     let http = HttpFacts { version: "1.1", ..HttpFacts::default() };
     let shadow = Some(ShadowFacts { rule: None, ..shadow });
     let decision = Decision { rule: None, role: None, shadow, ..decision };

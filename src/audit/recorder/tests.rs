@@ -39,7 +39,9 @@ fn fragment() -> ConnFragment {
         direction: Direction::Inbound,
         listener: "api",
         peer,
-        destination: None, service: None, tls: None,
+        destination: None,
+        service: None,
+        tls: None,
         subject: None,
     })
 }

@@ -25,7 +25,15 @@ fn block_on<F: Future>(future: F) -> F::Output {
 
 fn record(recorder: &Recorder) -> Result<Recorded, Unavailable> {
     let peer = [10, 0, 0, 1].into();
-    let facts = ConnFacts { direction: Direction::Inbound, listener: "api", peer, destination: None, service: None, tls: None, subject: None };
+    let facts = ConnFacts {
+        direction: Direction::Inbound,
+        listener: "api",
+        peer,
+        destination: None,
+        service: None,
+        tls: None,
+        subject: None,
+    };
     Ok(recorder.reserve(1)?.decision(&AccessDecision {
         time_unix_ns: 5,
         request_id: "r",
