@@ -156,13 +156,22 @@ audit: {spool: {dir: audit}, key_file: hmac.key}
         assert!(problems(&text).contains("inbound needs a policy"));
     }
 
-    /// If this fails, an option that this version cannot honour is silently ignored.
+    /// If this fails, an option that would do nothing where it stands is silently ignored.
     #[test]
-    fn what_this_version_cannot_do_is_refused() {
+    fn what_does_not_go_together_is_refused() {
         let spire = SMALL.replace("  files:", "  source: spire\n  files:");
         assert!(problems(&spire).contains("`files` cannot stand beside `source: spire`"));
-        let tcp = SMALL.replace("app: \"127", "protocol: tcp, app: \"127");
-        assert!(problems(&tcp).contains("tcp"));
+        let tcp = SMALL.replace("app: \"127", "protocol: tcp, app_protocol: h2c, app: \"127");
+        assert!(problems(&tcp).contains("app_protocol is for `protocol: http`"));
+        let service = |more: &str| {
+            let rest = format!("name: a, endpoints: [\"a:1\"], identities: [\"spiffe://d/a\"], {more}");
+            problems(&format!("{SMALL}outbound: {{bind: \"127.0.0.1:1\", services: [{{{rest}}}]}}\n"))
+        };
+        assert!(service("protocol: tcp, hosts: [a]").contains("hosts are for `protocol: http`"));
+        assert!(service("protocol: tcp, mesh: h1").contains("mesh is for `protocol: http`"));
+        assert!(service("hosts: [a], bind: \"127.0.0.1:2\"").contains("bind is for `protocol: tcp`"));
+        let twice = SMALL.replace("bind: \"0.0.0.0:15006\"", "bind: [\"0.0.0.0:15006\", \"0.0.0.0:15006\"]");
+        assert!(problems(&twice).contains("is there already"));
     }
 
     /// If this fails, a missing file is reported as a wrong one, or the other way round.

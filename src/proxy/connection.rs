@@ -73,10 +73,17 @@ pub(crate) async fn serve(
         return; // the peer is gone already
     }
     let arrived = Arrived { worker, listener, stream, addr, slot };
+    if let Direction::Inbound { stranger: None, .. } = &arrived.listener.direction {
+        return serve_mesh(arrived).await;
+    }
+    // Boxed: the task of a mesh connection need not keep room for what only others do.
+    Box::pin(serve_other(arrived)).await;
+}
+
+async fn serve_other(arrived: Arrived) {
     match &arrived.listener.direction {
-        Direction::Inbound { stranger: None, .. } => serve_mesh(arrived).await,
         Direction::Inbound { streams, .. } => match arrived.speaks_tls().await {
-            Some(true) => serve_mesh(arrived).await,
+            Some(true) => Box::pin(serve_mesh(arrived)).await,
             Some(false) if *streams => serve_stream(arrived, None, None).await,
             Some(false) => serve_plain(arrived, None).await,
             None => {}
@@ -88,7 +95,6 @@ pub(crate) async fn serve(
         }
         Direction::Outbound { .. } => match arrival::meant_for(&arrived.stream) {
             None => serve_plain(arrived, None).await,
-            // Boxed: an ordinary connection need not keep room for what only captured ones do.
             Some(meant) => Box::pin(serve_captured(arrived, meant)).await,
         },
     }

@@ -68,7 +68,7 @@ need() {
 
 build() {
   say "building the release binary"
-  cargo build --release --locked --quiet --manifest-path "$root/Cargo.toml"
+  (cd "$root" && cargo --quiet static)
 }
 
 # until_true WHAT COMMAND...: waits up to 30 s for the command to succeed.
