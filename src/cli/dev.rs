@@ -1,6 +1,7 @@
 //! `phiward dev`.
 #![allow(clippy::print_stdout)]
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -21,6 +22,12 @@ pub struct DevArgs {
     /// Make the requests itself, verify the trail, print a result for each, and exit.
     #[arg(long)]
     check: bool,
+    /// Write the CA, SVIDs, keys and configurations into --dir, and exit: for other ways to run the same mesh.
+    #[arg(long, requires = "dir", conflicts_with = "check")]
+    files_only: bool,
+    /// Serve the records app alone, at this address.
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["check", "dir", "files_only"])]
+    app_only: Option<SocketAddr>,
     /// Form of the report of --check.
     #[arg(long, value_enum, default_value_t = Format::Text, requires = "check")]
     format: Format,
@@ -32,6 +39,12 @@ pub struct DevArgs {
 /// Runs the mesh until Ctrl-C, or its check.
 pub fn dev(args: DevArgs) -> ExitCode {
     drop(logging::start(LogFormat::Text, args.log_level));
+    if let Some(addr) = args.app_only {
+        return app_only(addr);
+    }
+    if let (true, Some(dir)) = (args.files_only, &args.dir) {
+        return dev::write_files(dir).map_or_else(|error| fail(&error, 1), |()| ExitCode::SUCCESS);
+    }
     let dir = match args.dir.clone().map_or_else(fresh_dir, Ok) {
         Ok(dir) => dir,
         Err(error) => return fail(&format!("no temporary folder: {error}; name one with --dir"), 2),
@@ -41,6 +54,21 @@ pub fn dev(args: DevArgs) -> ExitCode {
         Err(error) => return fail(&error, 1),
     };
     outcome.unwrap_or_else(|error| fail(&error, 1))
+}
+
+fn app_only(addr: SocketAddr) -> ExitCode {
+    let serving = async {
+        tokio::select! {
+            served = dev::serve_app(addr) => served,
+            () = asked_to_stop() => Ok(()),
+        }
+    };
+    let served = control_runtime().map(|runtime| runtime.block_on(serving));
+    match served {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => fail(&error, 1),
+        Err(error) => fail(&error, 1),
+    }
 }
 
 async fn run(args: &DevArgs, dir: &std::path::Path) -> Result<ExitCode, DevError> {

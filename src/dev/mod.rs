@@ -86,7 +86,7 @@ impl Mesh {
     /// The first part that does not start.
     pub async fn start(dir: &Path) -> Result<Self, DevError> {
         let files = Files::write(dir.to_owned())?;
-        let app = bind("the records app", RECORDS_APP).await?;
+        let app = bind("the records app", SocketAddr::from((Ipv4Addr::LOCALHOST, RECORDS_APP))).await?;
         let app = tokio::spawn(records::serve(app));
         let collector = start_collector(&files).await?;
         let mut sidecars = Vec::new();
@@ -125,6 +125,23 @@ impl Mesh {
     }
 }
 
+/// Writes the mesh's files under `dir` and starts nothing.
+///
+/// # Errors
+/// A file that cannot be written.
+pub fn write_files(dir: &Path) -> Result<(), DevError> {
+    Files::write(dir.to_owned()).map(drop)
+}
+
+/// Serves the records app at `addr` until it is dropped.
+///
+/// # Errors
+/// The address is taken.
+pub async fn serve_app(addr: SocketAddr) -> Result<(), DevError> {
+    records::serve(bind("the records app", addr).await?).await;
+    Ok(())
+}
+
 async fn start_collector(files: &Files) -> Result<(oneshot::Sender<()>, JoinHandle<()>), DevError> {
     let config = config::load_collector(&files.path("collector/collector.yaml"))?;
     let collector = BoundCollector::bind(&config).await?;
@@ -138,7 +155,6 @@ async fn start_collector(files: &Files) -> Result<(oneshot::Sender<()>, JoinHand
     Ok((stop, serving))
 }
 
-async fn bind(what: &'static str, port: u16) -> Result<TcpListener, DevError> {
-    let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+async fn bind(what: &'static str, addr: SocketAddr) -> Result<TcpListener, DevError> {
     TcpListener::bind(addr).await.map_err(|error| DevError::Bind { what, addr, error })
 }

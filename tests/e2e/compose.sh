@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# The image and the stack of deploy/compose on a real Docker engine, which this script starts for itself.
+# Parts: Debian's docker.io and docker-compose, curl, python3. Needs root.
+# Shows: the image holds one static program and runs as nobody; the three curl lines of the README; a killed collector loses nothing.
+. "$(dirname "$0")/lib.sh"
+need dockerd docker.io
+need docker-compose docker-compose
+need curl curl
+need python3 python3
+need iptables iptables
+build
+
+say "== an engine of our own"
+export DOCKER_HOST=unix://$work/docker.sock
+dockerd --storage-driver=vfs --data-root "$work/docker" --exec-root "$work/exec" -H "$DOCKER_HOST" --pidfile "$work/dockerd.pid" >"$work/dockerd.log" 2>&1 &
+dockerd_pid=$!
+compose() { docker-compose -f "$root/deploy/compose/compose.yaml" "$@"; }
+stop() {
+  compose down --volumes --timeout 5 >"$work/down.log" 2>&1 || true
+  kill -TERM "$dockerd_pid" 2>/dev/null && wait "$dockerd_pid" 2>/dev/null || true
+}
+trap 'status=$?; stop; (exit $status); cleanup' EXIT
+until_true "the engine" docker info
+
+say "== the image"
+"$root/deploy/docker/build.sh" >"$work/build.log"
+check "it says its version" equal "$(docker run --rm phiward:latest --version)" "$("$phiward" --version)"
+check "nobody runs it" equal "$(docker image inspect -f '{{.Config.User}}' phiward:latest)" 15099:15099
+container=$(docker create phiward:latest)
+docker export "$container" | tar -t >"$work/files"
+docker rm "$container" >/dev/null
+check "no shell, no library" eval "! matches '(^|/)(sh|bash|busybox|lib.*\.so.*)$' <'$work/files'"
+docker run --rm --entrypoint /phiward phiward:latest policy schema >/dev/null
+check "a list of its parts that names what it is linked from" eval "python3 -c 'import json,sys; d=json.load(open(sys.argv[1])); names={c[\"name\"] for c in d[\"components\"]}; sys.exit(not {\"rustls\",\"hyper\",\"tokio\"} <= names)' '$target/image/sbom.cdx.json'"
+check "a whole mesh in a read-only container" eval "docker run --rm --read-only --tmpfs /tmp --cap-drop ALL phiward:latest dev --check >'$work/check.txt'"
+
+say "== the stack"
+compose up -d >"$work/up.log" 2>&1
+status() { curl -sS -m 5 -o /dev/null -w '%{http_code}' --path-as-is -H 'Host: records.clinic' "http://127.0.0.1:$1$2"; }
+answers() { [ "$(status "$1" "$2")" = "$3" ]; }
+until_true "web can read" answers 15001 /fhir/Patient/1 200
+check "the allow" equal "$(status 15001 /fhir/Patient/1)" 200
+check "the denial" equal "$(status 15002 /fhir/Patient/1)" 403
+check "the rejection" equal "$(status 15001 /fhir/Patient/1/../2)" 400
+check "the trail verifies at the collector" eval "compose exec -T collector /phiward audit verify /var/lib/phiward/store >'$work/verify.txt'"
+
+say "== the collector is killed"
+compose kill -s KILL collector >"$work/kill.log" 2>&1
+for _ in $(seq 50); do status 15001 /fhir/Patient/2 >>"$work/statuses"; echo >>"$work/statuses"; done
+check "requests still pass" equal "$(grep -c 200 "$work/statuses")" 50
+compose up -d >>"$work/up.log" 2>&1
+sent=$(compose exec -T records-sidecar /phiward audit query /var/lib/phiward/audit --type access.complete --format json 2>/dev/null | grep -c access.complete || true)
+has_all() { [ "$(compose exec -T collector /phiward audit query /var/lib/phiward/store --type access.complete --format json 2>/dev/null | grep -c access.complete)" -ge "$sent" ]; }
+check "there is something to deliver" [ "$sent" -ge 52 ]
+until_true "the collector has every event" has_all
+check "and the trail is whole" eval "compose exec -T collector /phiward audit verify /var/lib/phiward/store >'$work/verify.txt'"
