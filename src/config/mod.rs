@@ -10,6 +10,7 @@ pub mod schema;
 mod sidecar;
 mod sinks;
 mod traffic;
+mod webhook;
 
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,8 @@ pub use model::{
     OutboundAudit, OutboundConfig, ProbesConfig, ServiceConfig, SidecarConfig, SinkConfig, SinkTrust,
     Unknown, Workload,
 };
+
+pub use webhook::{IdentityVolume, Injection, WebhookConfig, WebhookServer};
 
 use crate::yaml;
 use read::Reading;
@@ -65,13 +68,37 @@ pub fn load_collector(path: &Path) -> Result<CollectorConfig, ConfigError> {
     load(path, sidecar::read_collector)
 }
 
+/// Loads the configuration of `phiward k8s webhook`.
+///
+/// # Errors
+/// [`ConfigError`], with every problem of the file.
+pub fn load_webhook(path: &Path) -> Result<WebhookConfig, ConfigError> {
+    load(path, webhook::read_webhook)
+}
+
+/// Reads a sidecar's configuration that is not in a file yet and will be at `path`.
+///
+/// # Errors
+/// [`ConfigError::Invalid`], with every problem.
+pub fn parse_sidecar(text: &str, path: &Path) -> Result<SidecarConfig, ConfigError> {
+    parse(text.as_bytes(), path, sidecar::read_sidecar)
+}
+
 fn load<T>(path: &Path, read: fn(&Reading<'_>, &yaml::Node) -> Option<T>) -> Result<T, ConfigError> {
     let bytes =
         std::fs::read(path).map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    parse(&bytes, path, read)
+}
+
+fn parse<T>(
+    bytes: &[u8],
+    path: &Path,
+    read: fn(&Reading<'_>, &yaml::Node) -> Option<T>,
+) -> Result<T, ConfigError> {
     let file = path.display().to_string();
-    let text = String::from_utf8_lossy(&bytes);
+    let text = String::from_utf8_lossy(bytes);
     let invalid = |problems: &[yaml::Problem]| ConfigError::Invalid(yaml::render(&file, &text, problems));
-    let root = yaml::parse(&bytes).map_err(|problem| invalid(&[problem]))?;
+    let root = yaml::parse(bytes).map_err(|problem| invalid(&[problem]))?;
     let reader = yaml::Reader::new();
     let model = {
         let base = path.parent().unwrap_or(Path::new("."));

@@ -4,3 +4,5 @@
 //! injected sidecar is the same `phiward run` as everywhere.
 
 pub mod capture;
+pub mod inject;
+pub mod manifest;
