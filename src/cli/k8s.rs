@@ -1,16 +1,25 @@
 //! `phiward k8s`: sidecars for pods.
 #![allow(clippy::print_stdout)]
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
 use super::fail;
+use super::run::{LogArgs, asked_to_stop, control_runtime};
+use crate::config;
 use crate::kubernetes::capture::{self, Network, Plan, PortPair};
+use crate::kubernetes::webhook::{Webhook, WebhookError};
+use crate::kubernetes::{inject, manifest};
 
 /// Commands for Kubernetes.
 #[derive(Debug, Subcommand)]
 pub enum K8sCommand {
+    /// Print manifests with the sidecar in their pods, as the webhook would put it there.
+    Inject(InjectArgs),
+    /// Run the admission webhook that puts the sidecar into new pods.
+    Webhook(WebhookArgs),
     /// Lead the TCP connections of this network namespace through the sidecar. Needs NET_ADMIN.
     Capture(CaptureArgs),
 }
@@ -18,7 +27,105 @@ pub enum K8sCommand {
 /// Runs one of them.
 pub fn run(command: K8sCommand) -> ExitCode {
     match command {
+        K8sCommand::Inject(args) => inject(&args),
+        K8sCommand::Webhook(args) => webhook(&args),
         K8sCommand::Capture(args) => capture(&args),
+    }
+}
+
+/// Arguments of `phiward k8s inject`.
+#[derive(Debug, Args)]
+pub struct InjectArgs {
+    /// The manifests, YAML or JSON; - is standard input.
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    file: PathBuf,
+    /// What is put into pods; config/webhook.yaml is an example.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The namespace of pods that name none.
+    #[arg(long, default_value = "default", value_name = "NAME")]
+    namespace: String,
+}
+
+/// Arguments of `phiward k8s webhook`.
+#[derive(Debug, Args)]
+pub struct WebhookArgs {
+    /// How it is reached, and what is put into pods; config/webhook.yaml is an example.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+fn inject(args: &InjectArgs) -> ExitCode {
+    let config = match config::load_webhook(&args.config) {
+        Ok(config) => config,
+        Err(error) => return fail(&error, error.exit_code()),
+    };
+    let name = args.file.display();
+    let read = if args.file.as_os_str() == "-" {
+        std::io::read_to_string(std::io::stdin())
+    } else {
+        std::fs::read_to_string(&args.file)
+    };
+    let text = match read {
+        Ok(text) => text,
+        Err(error) => return fail(&format!("{name}: cannot be read: {error}"), 2),
+    };
+    let mut documents = match manifest::documents(&text) {
+        Ok(documents) => documents,
+        Err((number, problem)) => {
+            return fail(
+                &format!("{name}: document {number}, line {}: {}", problem.at.line, problem.message),
+                1,
+            );
+        }
+    };
+    for document in &mut documents {
+        let title = format!(
+            "{} {}",
+            document["kind"].as_str().unwrap_or("?"),
+            document["metadata"]["name"].as_str().unwrap_or("?")
+        );
+        let namespace = document["metadata"]["namespace"].as_str().unwrap_or(&args.namespace).to_owned();
+        for pod in manifest::pods(document) {
+            if let Err(refusal) = inject::inject(pod, &namespace, &config.injection) {
+                return fail(&format!("{name}: {title}: {refusal}"), 1);
+            }
+        }
+    }
+    print!("{}", manifest::text(&documents));
+    ExitCode::SUCCESS
+}
+
+fn webhook(args: &WebhookArgs) -> ExitCode {
+    drop(args.log.start());
+    let config = match config::load_webhook(&args.config) {
+        Ok(config) => config,
+        Err(error) => return fail(&error, error.exit_code()),
+    };
+    let Some(server) = config.server else {
+        return fail(
+            &format!(
+                "{}: a webhook needs `server: {{bind, certificate, private_key}}`",
+                args.config.display()
+            ),
+            1,
+        );
+    };
+    let serving = async {
+        let webhook = Webhook::bind(server, config.injection).await?;
+        tracing::info!(addr = ?webhook.addr().ok(), "ready");
+        tokio::select! {
+            () = webhook.serve() => (),
+            () = asked_to_stop() => (),
+        }
+        Ok::<_, WebhookError>(())
+    };
+    match control_runtime().map(|runtime| runtime.block_on(serving)) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => fail(&error, 1),
+        Err(error) => fail(&error, 1),
     }
 }
 

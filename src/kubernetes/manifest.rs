@@ -150,7 +150,7 @@ mod tests {
     /// If this fails, what is applied to a cluster is not what was written.
     #[test]
     fn what_is_read_is_written_again() {
-        let source = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  annotations: {\"b\": \"true\", c: \"1\"}\nspec:\n  list:\n  - x: 1\n    y: [1, 2.5, null, true, \"no\"]\n  - text: |\n      two\n      lines\n  empty: {}\n  none: []\n---\n# nothing\n---\nkind: Service\n";
+        let source = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  annotations: {\"b\": \"true\", c: \"1\"}\nspec:\n  list:\n  - x: 1\n    k: [1, 2.5, null, true, \"no\"]\n  - text: |\n      two\n      lines\n  empty: {}\n  none: []\n---\n# nothing\n---\nkind: Service\n";
         let documents = documents(source).unwrap();
         assert_eq!(documents.len(), 2);
         assert_eq!(documents[0]["spec"]["list"][1]["text"], "two\nlines\n");

@@ -6,3 +6,4 @@
 pub mod capture;
 pub mod inject;
 pub mod manifest;
+pub mod webhook;

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use socket2::{Domain, Type};
 use tokio::net::TcpListener;
 
 use super::StartError;
@@ -96,7 +97,8 @@ impl Bound {
 async fn bind_all(what: &str, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, StartError> {
     let (mut sockets, mut lacking) = (Vec::new(), None);
     for address in addresses {
-        match bind(what, *address).await {
+        let bound = if addresses.len() > 1 { bind_alone(what, *address) } else { bind(what, *address).await };
+        match bound {
             Ok(socket) => sockets.push(socket),
             Err(StartError::Bind { source, addr, what }) if addresses.len() > 1 && is_lacking(&source) => {
                 tracing::info!(%addr, what, "not listened on: this host has no such address ({source})");
@@ -114,6 +116,23 @@ async fn bind_all(what: &str, addresses: &[SocketAddr]) -> Result<Vec<TcpListene
 /// `EAFNOSUPPORT` or `EADDRNOTAVAIL`: IPv6 is not there, or switched off.
 fn is_lacking(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(97 | 99))
+}
+
+/// One of several: `[::]` takes IPv6 alone then, so that `0.0.0.0` can stand beside it.
+fn bind_alone(what: &str, addr: SocketAddr) -> Result<TcpListener, StartError> {
+    const WAITING: i32 = 1024;
+    let bound = || {
+        let socket = socket2::Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
+        if addr.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&addr.into())?;
+        socket.listen(WAITING)?;
+        TcpListener::from_std(socket.into())
+    };
+    bound().map_err(|source| StartError::Bind { what: what.to_owned(), addr, source })
 }
 
 async fn bind(what: &str, addr: SocketAddr) -> Result<TcpListener, StartError> {

@@ -9,6 +9,7 @@ mod failure;
 mod peer;
 mod posture;
 mod roots;
+mod server_files;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -18,4 +19,5 @@ pub use failure::{handshake_code, peer_error};
 pub use peer::{PeerCert, PeerError, peer_cert, time_left};
 pub use posture::{MinVersion, PostQuantum, Posture};
 pub use roots::{RootsError, client_with_roots, file_roots, system_roots};
+pub use server_files::{ServerFilesError, server_of_files};
 pub use settings::{Alpn, TlsError, TlsSettings, cipher_name, dummy_server_name, version_name};
