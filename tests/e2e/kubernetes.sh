@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# The chart and the webhook against a real kube-apiserver and etcd.
+# Parts: Go and the Go modules of kube-apiserver and helm (built into target/ once), Debian's etcd-server, curl, python3, openssl.
+# Shows: the chart lints and installs; pods and a Job's pod are mutated by the API server as `inject` says; bad annotations are
+# refused with their message; opting out; upgrade keeps the certificate; uninstall leaves nothing. No kubelet: what is injected runs in
+# capture.sh and compose.sh.
+. "$(dirname "$0")/lib.sh"
+need etcd etcd-server
+need curl curl
+need python3 python3
+need openssl openssl
+command -v go >/dev/null || { say "needs go (1.26 or later)"; exit 1; }
+build
+
+tools=$target/kubernetes/$(sha256sum <"$root/tests/e2e/tools/kubernetes/go.mod" | cut -c1-16)
+if [ ! -x "$tools/helm" ]; then
+  say "building kube-apiserver and helm"
+  mkdir -p "$tools"
+  # Without optimisation: it is compiled more often than it runs.
+  for part in k8s.io/kubernetes/cmd/kube-apiserver helm.sh/helm/v3/cmd/helm; do
+    (cd "$root/tests/e2e/tools/kubernetes" && CGO_ENABLED=0 go build -ldflags="-s -w" -gcflags=all="-N -l" -o "$tools/" "$part") 2>"$work/tools-build.log"
+  done
+fi
+cd "$work"
+
+say "== an API server"
+etcd --data-dir etcd --listen-client-urls http://127.0.0.1:26379 --advertise-client-urls http://127.0.0.1:26379 \
+  --listen-peer-urls http://127.0.0.1:26380 --initial-advertise-peer-urls http://127.0.0.1:26380 --initial-cluster default=http://127.0.0.1:26380 >etcd.log 2>&1 &
+openssl genrsa -out sa.key 2048 2>/dev/null
+echo "e2e-token,e2e,1,system:masters" >tokens.csv
+"$tools/kube-apiserver" --etcd-servers=http://127.0.0.1:26379 --secure-port=26443 --bind-address=127.0.0.1 --cert-dir=apiserver \
+  --service-account-key-file=sa.key --service-account-signing-key-file=sa.key --service-account-issuer=https://e2e \
+  --token-auth-file=tokens.csv --authorization-mode=RBAC --service-cluster-ip-range=10.96.0.0/16 \
+  --disable-admission-plugins=ServiceAccount >apiserver.log 2>&1 &
+api() { curl -sS -k -m 20 -H 'Authorization: Bearer e2e-token' -H 'Content-Type: application/json' "$@"; }
+at=https://127.0.0.1:26443
+for _ in $(seq 900); do [ "$(api -o /dev/null -w '%{http_code}' $at/readyz 2>/dev/null)" = 200 ] && break; sleep 0.1; done
+check "it is ready" equal "$(api $at/readyz)" ok
+helm() { "$tools/helm" --kube-apiserver $at --kube-token e2e-token --kube-insecure-skip-tls-verify -n phiward "$@"; }
+
+say "== the chart"
+chart=$root/deploy/helm/phiward
+rm -rf package && mkdir package
+check "it lints" eval "helm lint '$chart' >lint.log"
+check "a wrong value is told" eval "{ helm template p '$chart' --set identity.source=magic 2>&1 || true; } | matches 'identity/source'"
+api -o /dev/null -d '{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"phiward"}}' $at/api/v1/namespaces
+api -o /dev/null -d '{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"clinic","labels":{"phiward.dev/inject":"enabled"}}}' $at/api/v1/namespaces
+api -o /dev/null -d '{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"other"}}' $at/api/v1/namespaces
+install() { helm "$1" phiward "$chart" --set webhook.url=https://127.0.0.1:26444 --set-file "policies.clinic=$root/config/policy.yaml" "${@:2}" >"$1.log" 2>&1; }
+check "it installs" install install
+policy=$(api $at/api/v1/namespaces/clinic/configmaps/phiward-policy | python3 -c 'import json,sys; print(json.load(sys.stdin)["data"]["policy.yaml"],end="")')
+printf '%s' "$policy" >installed-policy.yaml
+check "the policy arrives as it was written" eval "$phiward policy validate installed-policy.yaml >/dev/null"
+
+say "== the webhook, by the chart's certificate and configuration"
+of() { python3 -c "import json,sys,base64; o=json.load(sys.stdin); print($1)"; }
+secret() { api $at/api/v1/namespaces/phiward/secrets/phiward-webhook-tls; }
+mkdir -p webhook
+secret | of 'base64.b64decode(o["data"]["tls.crt"]).decode()' >webhook/tls.crt
+secret | of 'base64.b64decode(o["data"]["tls.key"]).decode()' >webhook/tls.key
+api $at/api/v1/namespaces/phiward/configmaps/phiward-webhook | of 'o["data"]["webhook.yaml"]' | sed "s#/etc/phiward/tls#$work/webhook#g; s#0.0.0.0:15443#127.0.0.1:26444#" >webhook/webhook.yaml
+"$phiward" k8s webhook --config webhook/webhook.yaml 2>webhook.log &
+until_true "the webhook" curl -fsSk -m 2 -o /dev/null https://127.0.0.1:26444/ready
+
+pod() { # NAME ANNOTATIONS [MORE-OF-SPEC [MORE-OF-METADATA]]
+  printf '{"apiVersion":"v1","kind":"Pod","metadata":{"name":"%s","labels":{"app":"records"},"annotations":%s%s},"spec":{"containers":[{"name":"app","image":"app","ports":[{"containerPort":8080}],"readinessProbe":{"httpGet":{"path":"/healthz","port":8080}}}]%s}}' "$1" "$2" "${4:-}" "${3:-}"
+}
+create() { local in=$1; shift; pod "$@" | api -d @- "$at/api/v1/namespaces/$in/pods"; }
+create clinic records '{}' >records.json
+check "a pod gets its sidecar" equal "$(of '[c["name"] for c in o["spec"]["initContainers"]]' <records.json)" "['phiward', 'phiward-capture']"
+check "a native one" equal "$(of 'o["spec"]["initContainers"][0]["restartPolicy"]' <records.json)" Always
+check "its probe goes to the probe listener" equal "$(of 'o["spec"]["containers"][0]["readinessProbe"]["httpGet"]["port"]' <records.json)" 15008
+of 'o["metadata"]["annotations"]["phiward.dev/config"]' <records.json >sidecar.json
+check "its configuration is one that run takes" eval "{ $phiward check --config sidecar.json 2>&1 || true; } | matches 'spire|agent'"
+pod records '{}' | "$phiward" k8s inject --config webhook/webhook.yaml --namespace clinic -f - >injected.yaml
+check "inject says the same" eval "matches phiward-capture <injected.yaml && matches 'phiward.dev/status' <injected.yaml"
+"$phiward" k8s inject --config webhook/webhook.yaml -f injected.yaml >twice.yaml
+check "twice is once" cmp injected.yaml twice.yaml
+create clinic job '{}' ',"restartPolicy":"Never"' ',"ownerReferences":[{"apiVersion":"batch/v1","kind":"Job","name":"j","uid":"1"}]' >job.json
+check "a Job's pod can complete: its sidecar is native" equal "$(of 'o["spec"]["restartPolicy"]+" "+o["spec"]["initContainers"][0]["restartPolicy"]' <job.json)" "Never Always"
+create clinic lone '{"phiward.dev/inject":"false"}' >lone.json
+check "a pod can opt out by annotation" equal "$(of 'o["spec"].get("initContainers")' <lone.json)" None
+create other plain '{}' >plain.json
+check "another namespace is left alone" equal "$(of 'o["spec"].get("initContainers")' <plain.json)" None
+create clinic bad '{"phiward.dev/prots":"8080"}' >bad.json
+check "a bad annotation is refused with its message" eval "matches 'did you mean phiward.dev/ports' <bad.json && matches '\"code\": 422' <bad.json"
+create clinic host '{}' ',"hostNetwork":true' >host.json
+check "so is hostNetwork" eval "matches 'hostNetwork: true' <host.json"
+
+say "== upgrade and removal"
+before=$(secret | of 'o["data"]["tls.crt"]')
+check "it upgrades" install upgrade --set webhook.failurePolicy=Ignore
+check "the certificate stays" equal "$(secret | of 'o["data"]["tls.crt"]')" "$before"
+check "the new value is there" eval "api $at/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/phiward-phiward | matches Ignore"
+create clinic again '{}' >again.json
+check "pods are still injected" eval "matches phiward-capture <again.json"
+check "it is removed" eval "helm uninstall phiward >uninstall.log 2>&1"
+left() { for kind in api/v1/configmaps api/v1/secrets api/v1/services api/v1/serviceaccounts apis/apps/v1/deployments apis/apps/v1/statefulsets apis/policy/v1/poddisruptionbudgets apis/networking.k8s.io/v1/networkpolicies apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations; do
+  api "$at/$kind?labelSelector=app.kubernetes.io/part-of%3Dphiward" | of '"".join(i["metadata"]["name"]+"\n" for i in o["items"])'; done | tr -d '\n'; }
+check "and leaves nothing" equal "$(left)" ""
