@@ -19,17 +19,19 @@ phiward=$work/phiward
 
 network=e2e-phiward-$$
 pods="$network-a $network-b $network-c"
-remove() { for pod in $pods; do ip netns del "$pod" 2>/dev/null || true; done; ip link del "br$$" 2>/dev/null || true; }
+# The bridge has a namespace of its own: what this machine filters (Docker drops what it does not know) is not asked.
+remove() { for each in $pods "$network-net"; do ip netns del "$each" 2>/dev/null || true; done; }
 trap 'remove; cleanup' EXIT
 
 say "== three pods on one network"
-ip link add "br$$" type bridge
-ip link set "br$$" up
+ip netns add "$network-net"
+ip -n "$network-net" link add bridge type bridge
+ip -n "$network-net" link set bridge up
 number=1
 for pod in $pods; do
   ip netns add "$pod"
-  ip link add "v$$-$number" type veth peer name eth0 netns "$pod"
-  ip link set "v$$-$number" master "br$$" up
+  ip -n "$network-net" link add "pod$number" type veth peer name eth0 netns "$pod"
+  ip -n "$network-net" link set "pod$number" master bridge up
   ip -n "$pod" link set lo up
   ip -n "$pod" link set eth0 up
   ip -n "$pod" address add "10.77.0.$number/24" dev eth0
@@ -73,7 +75,6 @@ CONF
 # The sidecars run as the user that the rules leave alone.
 start() {
   local pod=$1 who=$2
-  cat >"$who/sidecar.yaml"
   chown -R 15099:15099 "$who"
   ip netns exec "$pod" setpriv --reuid 15099 --regid 15099 --clear-groups "$phiward" run --config "$who/sidecar.yaml" 2>"$who.log" &
   eval "${who}_pid=$!"
@@ -87,7 +88,7 @@ audit: {spool: {dir: audit}, key_file: key}
 workers: 1
 CONF
 }
-{ head_of records; cat <<'CONF'; } | start "$network-b" records
+{ head_of records; cat <<'CONF'; } >records/sidecar.yaml
 inbound:
   listeners:
     - {name: api, bind: ["0.0.0.0:15006", "[::]:15006"], app: "127.0.0.1:8080"}
@@ -96,8 +97,9 @@ inbound:
 outbound: {bind: ["127.0.0.1:15001", "[::1]:15001"], services: []}
 policy: {file: policy.yaml}
 CONF
+start "$network-b" records
 web_with() {
-  { head_of web; cat <<CONF; } | start "$network-a" web
+  { head_of web; cat <<CONF; } >web/sidecar.yaml
 outbound:
   bind: ["127.0.0.1:15001", "[::1]:15001"]
   unknown: $1
@@ -105,6 +107,7 @@ outbound:
     - {name: records, hosts: [records.clinic], endpoints: ["10.77.0.2:8080", "[fd77::2]:8080"], identities: ["spiffe://hospital.local/ns/clinic/sa/records"]}
     - {name: db, protocol: tcp, endpoints: ["10.77.0.2:5432"], identities: ["spiffe://hospital.local/ns/clinic/sa/records"]}
 CONF
+  start "$network-a" web
   until_true "web's sidecar" in_web curl -fsS -m 2 -o /dev/null http://127.0.0.1:15000/ready
 }
 web_with deny
