@@ -180,7 +180,7 @@ audit: {spool: {dir: audit}, key_file: hmac.key}
     #[test]
     fn an_inbound_side_needs_a_policy() {
         let text = SMALL.replace("policy: {file: policy.yaml}\n", "");
-        assert!(problems(&text).contains("inbound needs a policy"));
+        assert!(problems(&text).contains("inbound listeners need a policy"));
     }
 
     /// If this fails, an option that would do nothing where it stands is silently ignored.

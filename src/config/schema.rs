@@ -163,10 +163,12 @@ fn inbound() -> Value {
             "paths": {"type": "array", "items": {"type": "string", "pattern": "^/[^?#% ]*$"}},
         }),
     );
-    object(
-        &["listeners"],
+    let mut inbound = object(
+        &[],
         json!({"listeners": {"type": "array", "minItems": 1, "items": listener}, "probes": probes}),
-    )
+    );
+    inbound["minProperties"] = json!(1);
+    inbound
 }
 
 fn outbound() -> Value {

@@ -45,10 +45,11 @@ pub(super) fn read_sidecar(r: &Reading<'_>, root: &Node) -> Option<SidecarConfig
     if inbound.is_none() && outbound.is_none() {
         r.reader.problem(f.at(), "there is neither an inbound nor an outbound side: nothing would be served");
     }
-    if inbound.is_some() && policy.is_none() {
+    let called = inbound.iter().flatten().any(|inbound| !inbound.listeners.is_empty());
+    if called && policy.is_none() {
         r.reader.problem_with_hint(
             f.at(),
-            "inbound needs a policy: without one every request would be denied",
+            "inbound listeners need a policy: without one every request would be denied",
             "add `policy: {file: policy.yaml}`",
         );
     }

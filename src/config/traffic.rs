@@ -13,7 +13,10 @@ use crate::yaml::{Fields, Node, Value};
 
 pub(super) fn read_inbound(r: &Reading<'_>, node: &Node) -> Option<InboundConfig> {
     let mut f = r.fields(node, "inbound")?;
-    let listeners = f.required("listeners").and_then(|n| {
+    // A pod that nobody calls has none, and its kubelet still asks how it is.
+    let node_of_probes = f.optional("probes");
+    let listeners = if node_of_probes.is_some() { f.optional("listeners") } else { f.required("listeners") };
+    let listeners = listeners.map(|n| {
         let items = r.reader.nonempty_list(n, "listeners")?;
         let mut names = HashSet::new();
         let read = items.iter().map(|item| {
@@ -25,7 +28,8 @@ pub(super) fn read_inbound(r: &Reading<'_>, node: &Node) -> Option<InboundConfig
         });
         all(read)
     });
-    let probes = f.optional("probes").map(|n| read_probes(r, n, listeners.as_deref()));
+    let listeners = transpose(listeners).map(Option::unwrap_or_default);
+    let probes = node_of_probes.map(|n| read_probes(r, n, listeners.as_deref()));
     f.finish();
     Some(InboundConfig { listeners: listeners?, probes: transpose(probes)? })
 }

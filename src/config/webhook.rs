@@ -60,6 +60,20 @@ pub enum IdentityVolume {
     Secret(String),
 }
 
+impl std::str::FromStr for IdentityVolume {
+    type Err = String;
+
+    /// `spire`, `cert-manager` or `secret/NAME`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.strip_prefix("secret/")) {
+            ("spire", _) => Ok(Self::Spire),
+            ("cert-manager", _) => Ok(Self::CertManager),
+            (_, Some(name)) if !name.is_empty() => Ok(Self::Secret(name.to_owned())),
+            _ => Err(format!("`{text}` is no source of identities: write spire, cert-manager or secret/NAME")),
+        }
+    }
+}
+
 pub(super) fn read_webhook(r: &Reading<'_>, root: &Node) -> Option<WebhookConfig> {
     let mut f = r.fields(root, "the configuration")?;
     if let Some(node) = f.required("version")
@@ -89,28 +103,9 @@ fn read_injection(r: &Reading<'_>, node: &Node) -> Option<Injection> {
     };
     let image = f.required("image").and_then(|n| text(Some(n), "image", ""));
     let trust_domain = f.required("trust_domain").and_then(|n| r.trust_domain(n, "trust_domain"));
-    let secret = f.optional("identity_secret").map(|n| r.name(n, "identity_secret"));
     let identity = f.required("identity").and_then(|n| {
-        let words = [
-            ("spire", Some(IdentityVolume::Spire)),
-            ("cert-manager", Some(IdentityVolume::CertManager)),
-            ("secret", None),
-        ];
-        let chosen = words.iter().map(|(word, _)| *word).enumerate();
-        let chosen: Vec<(&str, usize)> = chosen.map(|(at, word)| (word, at)).collect();
-        let at = r.reader.one_of(n, "identity", &chosen)?;
-        match (&words[at].1, transpose(secret.clone())?) {
-            (Some(volume), None) => Some(volume.clone()),
-            (None, Some(secret)) => Some(IdentityVolume::Secret(secret)),
-            (None, None) => {
-                r.reader.problem_with_hint(n.at, "which Secret?", "add `identity_secret: NAME`");
-                None
-            }
-            (Some(_), Some(_)) => {
-                r.reader.problem(n.at, "identity_secret is for `identity: secret`");
-                None
-            }
-        }
+        let parsed = r.reader.string(n, "identity")?.parse();
+        parsed.map_err(|error: String| r.reader.problem(n.at, error)).ok()
     });
     let policy = text(f.optional("policy"), "policy", "phiward-policy");
     let audit_key = text(f.optional("audit_key"), "audit_key", "phiward-audit-key");

@@ -24,7 +24,9 @@ use crate::audit::{
     self, Audit, AuditError, InstanceFacts, KeyFileError, PostureFacts, SecretError, SpoolConfig,
 };
 use crate::collector::CollectorError;
-use crate::config::{AppProtocol, MeshProtocol, Mode, OutboundAudit, ServiceConfig, SidecarConfig, Unknown};
+use crate::config::{
+    AppProtocol, InboundConfig, InboundListener, MeshProtocol, Mode, OutboundAudit, ProbesConfig, ServiceConfig, SidecarConfig, Unknown,
+};
 use crate::drain::Drain;
 use crate::identity::IdentityError;
 use crate::logging::LogLevel;
@@ -283,38 +285,12 @@ fn listener_specs(
     names: &mut Resolution,
 ) -> Result<Vec<ListenerSpec>, StartError> {
     let mut specs = Vec::new();
-    // The loader refuses an inbound side without a policy.
-    if let (Some(inbound), Some(policy)) = (&config.inbound, policy) {
-        let protocol = |app: AppProtocol| match app {
-            AppProtocol::Http => Some(Protocol::H1),
-            AppProtocol::H2c => Some(Protocol::H2),
-            AppProtocol::Tcp => None,
-        };
-        for listener in &inbound.listeners {
-            let direction = DirectionSpec::Inbound {
-                app: listener.app,
-                protocol: protocol(listener.app_protocol),
-                policy: policy.clone(),
-                permissive: listener.mode == Mode::Permissive,
-            };
-            specs.push(ListenerSpec { name: listener.name.clone(), direction });
+    if let Some(inbound) = &config.inbound {
+        // The loader refuses listeners without a policy.
+        if let Some(policy) = policy {
+            specs.extend(inbound.listeners.iter().map(|listener| inbound_spec(listener, policy)));
         }
-        if let Some(probes) = &inbound.probes {
-            let mut listeners = inbound.listeners.iter();
-            let first = match probes.app {
-                Some(app) => listeners.find(|listener| listener.app == app),
-                None => listeners.find(|listener| listener.app_protocol != AppProtocol::Tcp),
-            };
-            // Without an app there are no paths either: the loader refuses them.
-            let app = probes.app.or(first.map(|first| first.app)).unwrap_or(probes.bind[0]);
-            let direction = DirectionSpec::Probes {
-                app,
-                protocol: first.and_then(|first| protocol(first.app_protocol)).unwrap_or(Protocol::H1),
-                paths: probes.paths.clone(),
-                health: health.clone(),
-            };
-            specs.push(ListenerSpec { name: "probes".to_owned(), direction });
-        }
+        specs.extend(inbound.probes.as_ref().map(|probes| probes_spec(inbound, probes, health)));
     }
     if let Some(outbound) = &config.outbound {
         let audit_all = outbound.audit == OutboundAudit::All;
@@ -334,6 +310,40 @@ fn listener_specs(
         specs.extend(bound);
     }
     Ok(specs)
+}
+
+fn inbound_spec(listener: &InboundListener, policy: &watch::Receiver<Arc<Policy>>) -> ListenerSpec {
+    let direction = DirectionSpec::Inbound {
+        app: listener.app,
+        protocol: app_protocol(listener.app_protocol),
+        policy: policy.clone(),
+        permissive: listener.mode == Mode::Permissive,
+    };
+    ListenerSpec { name: listener.name.clone(), direction }
+}
+
+fn probes_spec(inbound: &InboundConfig, probes: &ProbesConfig, health: &Arc<Health>) -> ListenerSpec {
+    let mut listeners = inbound.listeners.iter();
+    let first = match probes.app {
+        Some(app) => listeners.find(|listener| listener.app == app),
+        None => listeners.find(|listener| listener.app_protocol != AppProtocol::Tcp),
+    };
+    let direction = DirectionSpec::Probes {
+        // Without an app there are no paths either: the loader refuses them.
+        app: probes.app.or(first.map(|first| first.app)).unwrap_or(probes.bind[0]),
+        protocol: first.and_then(|first| app_protocol(first.app_protocol)).unwrap_or(Protocol::H1),
+        paths: probes.paths.clone(),
+        health: health.clone(),
+    };
+    ListenerSpec { name: "probes".to_owned(), direction }
+}
+
+fn app_protocol(app: AppProtocol) -> Option<Protocol> {
+    match app {
+        AppProtocol::Http => Some(Protocol::H1),
+        AppProtocol::H2c => Some(Protocol::H2),
+        AppProtocol::Tcp => None,
+    }
 }
 
 fn service_spec(service: &ServiceConfig, names: &mut Resolution) -> Result<ServiceSpec, ResolveError> {

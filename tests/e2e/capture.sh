@@ -158,7 +158,7 @@ check "the pod reaches itself" equal "$(in_records curl -sS -m 3 -o /dev/null -w
 
 say "== unknown destinations"
 check "HTTP to nobody known is denied" equal "$(called -o /dev/null -w '%{http_code}' http://10.77.0.3/)" 404
-check "anything else too" refuses in_web python3 -c "$talk" 10.77.0.3
+check "anything else is closed before a byte" equal "$(in_web python3 -c "$talk" 10.77.0.3 2>/dev/null || true)" ""
 check "a pod that calls nobody calls nobody" equal "$(in_records curl -sS -m 3 -o /dev/null -w '%{http_code}' http://10.77.0.3/)" 404
 kill -TERM "$web_pid"; wait "$web_pid" || true
 rejected=$(cat web/audit/*.ndjson | grep '"type":"conn.rejected"' | grep -c '"destination":"10.77.0.3:5432"' || true)

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{PREFIX, Refusal};
-use crate::config::Injection;
+use crate::config::{IdentityVolume, Injection};
 use crate::kubernetes::capture::Network;
 use crate::yaml::closest;
 
@@ -16,6 +16,7 @@ pub(super) struct Asked {
     pub(super) passthrough: bool,
     pub(super) capture: bool,
     pub(super) policy: String,
+    pub(super) identity: IdentityVolume,
     /// `outbound.services`, as JSON.
     pub(super) services: Value,
     pub(super) exclude_inbound: Vec<u16>,
@@ -39,13 +40,14 @@ pub(super) enum Spoken {
     Tcp,
 }
 
-const KNOWN: [&str; 12] = [
+const KNOWN: [&str; 13] = [
     "inject",
     "ports",
     "mode",
     "unknown",
     "capture",
     "policy",
+    "identity",
     "services",
     "exclude-inbound-ports",
     "exclude-outbound-ports",
@@ -92,6 +94,9 @@ impl Asked {
                 Refusal::new(format!("{PREFIX}exclude-outbound-cidrs: `{network}`: {error}"))
             })?;
         }
+        let identity = text("identity").map(str::parse).transpose();
+        let identity: Option<IdentityVolume> =
+            identity.map_err(|error: String| Refusal::new(format!("{PREFIX}identity: {error}")))?;
         let services = text("services").map(serde_json::from_str).transpose();
         let services: Option<Value> = services.map_err(|error| {
             Refusal::new(format!(
@@ -104,6 +109,7 @@ impl Asked {
             passthrough: word("unknown", "deny", "passthrough", false)?,
             capture: word("capture", "false", "true", true)?,
             policy: text("policy").unwrap_or(&injection.policy).to_owned(),
+            identity: identity.unwrap_or_else(|| injection.identity.clone()),
             services: services.unwrap_or_else(|| Value::Array(Vec::new())),
             exclude_outbound: numbers("exclude-outbound-ports", text("exclude-outbound-ports"))?,
             cpu: text("cpu").unwrap_or(&injection.cpu).to_owned(),

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::ask::{Asked, Spoken};
+use super::ask::{Asked, Port, Spoken};
 use super::probes::Rewritten;
 use super::{INBOUND, OUTBOUND, PROBES, Refusal, parts};
 use crate::config::{self, IdentityVolume, Injection};
+use crate::identity::TrustDomain;
 
 /// As JSON, which is YAML.
 pub(super) fn of(
@@ -20,7 +21,7 @@ pub(super) fn of(
     let mut config = json!({
         "version": 1,
         "workload": {"service": service(pod), "namespace": namespace},
-        "identity": identity(injection),
+        "identity": identity_from(&asked.identity, &injection.trust_domain),
         "outbound": {
             "bind": both("127.0.0.1", "[::1]", OUTBOUND),
             "unknown": if asked.passthrough { "passthrough" } else { "deny" },
@@ -34,32 +35,17 @@ pub(super) fn of(
         // Other containers of the pod may ask for it; nobody else can.
         "admin": {"bind": "127.0.0.1:15000"},
     });
-    if !asked.ports.is_empty() {
-        let listeners: Vec<Value> = asked
-            .ports
-            .iter()
-            .zip(0..)
-            .map(|(port, at)| {
-                let mut listener = json!({
-                    "name": format!("port-{}", port.number),
-                    "bind": both("0.0.0.0", "[::]", listener_port(at)),
-                    "app": format!("127.0.0.1:{}", port.number),
-                    "mode": if asked.permissive { "permissive" } else { "strict" },
-                });
-                match port.spoken {
-                    Spoken::Http => {}
-                    Spoken::H2c => listener["app_protocol"] = json!("h2c"),
-                    Spoken::Tcp => listener["protocol"] = json!("tcp"),
-                }
-                listener
-            })
-            .collect();
-        let mut probe = json!({"bind": both("0.0.0.0", "[::]", PROBES)});
-        if let Some(rewritten) = probes {
-            probe["app"] = json!(format!("127.0.0.1:{}", rewritten.port));
-            probe["paths"] = json!(rewritten.paths);
-        }
-        config["inbound"] = json!({"listeners": listeners, "probes": probe});
+    let listeners = asked.ports.iter().zip(0..).map(|(port, at)| listener(*port, at, asked.permissive));
+    let listeners: Vec<Value> = listeners.collect();
+    let mut probe = json!({"bind": both("0.0.0.0", "[::]", PROBES)});
+    if let Some(rewritten) = probes {
+        probe["app"] = json!(format!("127.0.0.1:{}", rewritten.port));
+        probe["paths"] = json!(rewritten.paths);
+    }
+    config["inbound"] = json!({"probes": probe});
+    // A pod that nobody calls needs no policy.
+    if !listeners.is_empty() {
+        config["inbound"]["listeners"] = json!(listeners);
         config["policy"] = json!({"file": format!("{}/policy.yaml", parts::POLICY)});
     }
     let text = config.to_string();
@@ -67,6 +53,21 @@ pub(super) fn of(
     config::parse_sidecar(&text, Path::new("the sidecar's configuration"))
         .map_err(|error| Refusal::new(error.to_string()))?;
     Ok(text)
+}
+
+fn listener(port: Port, at: u16, permissive: bool) -> Value {
+    let mut listener = json!({
+        "name": format!("port-{}", port.number),
+        "bind": both("0.0.0.0", "[::]", listener_port(at)),
+        "app": format!("127.0.0.1:{}", port.number),
+        "mode": if permissive { "permissive" } else { "strict" },
+    });
+    match port.spoken {
+        Spoken::Http => {}
+        Spoken::H2c => listener["app_protocol"] = json!("h2c"),
+        Spoken::Tcp => listener["protocol"] = json!("tcp"),
+    }
+    listener
 }
 
 /// The listener of the app's port number `at`.
@@ -79,11 +80,11 @@ fn both(v4: &str, v6: &str, port: u16) -> Value {
     json!([format!("{v4}:{port}"), format!("{v6}:{port}")])
 }
 
-fn identity(injection: &Injection) -> Value {
+fn identity_from(identity: &IdentityVolume, trust_domain: &TrustDomain) -> Value {
     let at = parts::IDENTITY;
     let files = |certificate: &str, key: &str, bundle: &str| json!({"certificate": format!("{at}/{certificate}"), "private_key": format!("{at}/{key}"), "bundle": format!("{at}/{bundle}")});
-    let trust_domain = injection.trust_domain.to_string();
-    match &injection.identity {
+    let trust_domain = trust_domain.to_string();
+    match identity {
         IdentityVolume::Spire => {
             json!({"trust_domain": trust_domain, "source": "spire", "spire": {"socket": format!("unix://{at}/spire-agent.sock")}})
         }

@@ -31,6 +31,7 @@ fn sidecar(injection: &Injection, asked: &Asked) -> Value {
         json!({"name": "phiward-identity", "mountPath": IDENTITY, "readOnly": true}),
         json!({"name": "phiward-spool", "mountPath": "/var/lib/phiward"}),
     ];
+    let get = |path: &str| json!({"path": path, "port": PROBES});
     let mut container = json!({
         "name": SIDECAR,
         "image": injection.image,
@@ -41,6 +42,9 @@ fn sidecar(injection: &Injection, asked: &Asked) -> Value {
             "requests": {"cpu": asked.cpu, "memory": asked.memory},
             "limits": {"memory": asked.memory},
         },
+        "startupProbe": {"httpGet": get("/ready"), "periodSeconds": 1, "failureThreshold": 120},
+        "readinessProbe": {"httpGet": get("/ready"), "periodSeconds": 5},
+        "livenessProbe": {"httpGet": get("/live"), "periodSeconds": 10},
         "securityContext": {
             "runAsNonRoot": true, "runAsUser": UID, "runAsGroup": UID,
             "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
@@ -49,11 +53,6 @@ fn sidecar(injection: &Injection, asked: &Asked) -> Value {
     });
     if !asked.ports.is_empty() {
         mounts.push(json!({"name": "phiward-policy", "mountPath": POLICY, "readOnly": true}));
-        let get = |path: &str| json!({"path": path, "port": PROBES});
-        container["startupProbe"] =
-            json!({"httpGet": get("/ready"), "periodSeconds": 1, "failureThreshold": 120});
-        container["readinessProbe"] = json!({"httpGet": get("/ready"), "periodSeconds": 5});
-        container["livenessProbe"] = json!({"httpGet": get("/live"), "periodSeconds": 10});
     }
     container["volumeMounts"] = Value::Array(mounts);
     container
@@ -89,7 +88,7 @@ fn capture(injection: &Injection, asked: &Asked) -> Value {
 }
 
 pub(super) fn volumes(injection: &Injection, asked: &Asked) -> Vec<Value> {
-    let identity = match &injection.identity {
+    let identity = match &asked.identity {
         IdentityVolume::Spire => json!({"csi": {"driver": "csi.spiffe.io", "readOnly": true}}),
         IdentityVolume::CertManager => {
             json!({"csi": {"driver": "spiffe.csi.cert-manager.io", "readOnly": true}})

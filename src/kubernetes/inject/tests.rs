@@ -76,6 +76,18 @@ fn a_pod_gets_its_sidecar_first_and_its_own_parts_stay() {
     assert_eq!(config["outbound"]["unknown"], "deny");
 }
 
+/// If this fails, a Job's app starts before its sidecar listens, or is asked for a policy that it has no use for.
+#[test]
+fn a_pod_that_nobody_calls_has_probes_and_no_policy() {
+    let mut job = pod(json!({}));
+    job["spec"]["containers"] = json!([{"name": "export", "image": "e"}]);
+    assert_eq!(inject(&mut job, "clinic", &injection()), Ok(Outcome::Injected));
+    let config = config_of(&job);
+    assert_eq!(config["inbound"], json!({"probes": {"bind": ["0.0.0.0:15008", "[::]:15008"]}}));
+    assert_eq!(job["spec"]["initContainers"][0]["startupProbe"]["httpGet"]["port"], 15008);
+    assert!(!job.to_string().contains("configMap"), "{job}");
+}
+
 /// If this fails, a pod that is seen twice gets two sidecars.
 #[test]
 fn twice_is_once() {
@@ -104,7 +116,7 @@ fn each_annotation_does_what_it_says() {
     let services = json!([{"name": "billing", "hosts": ["billing.clinic"], "endpoints": ["billing.clinic:8080"], "identities": ["spiffe://hospital.local/ns/clinic/sa/billing"]}]);
     let pod = injected(json!({
         "phiward.dev/ports": "8080/h2c, 5432/tcp", "phiward.dev/mode": "permissive", "phiward.dev/unknown": "passthrough",
-        "phiward.dev/policy": "mine", "phiward.dev/services": services.to_string(), "phiward.dev/exclude-inbound-ports": "9090",
+        "phiward.dev/policy": "mine", "phiward.dev/identity": "secret/own", "phiward.dev/services": services.to_string(), "phiward.dev/exclude-inbound-ports": "9090",
         "phiward.dev/exclude-outbound-ports": "3306", "phiward.dev/exclude-outbound-cidrs": "10.0.0.0/8",
         "phiward.dev/cpu": "1", "phiward.dev/memory": "1Gi",
     }));
@@ -129,9 +141,11 @@ fn each_annotation_does_what_it_says() {
     let text = pod.to_string();
     assert!(
         text.contains("\"configMap\":{\"name\":\"mine\"}")
+            && text.contains("\"secretName\":\"own\"")
             && text.contains("\"1Gi\"")
             && text.contains("\"cpu\":\"1\"")
     );
+    assert_eq!(config["identity"]["files"]["bundle"], "/run/phiward/identity/bundle.pem");
     let uncaptured = injected(json!({"phiward.dev/capture": "false"}));
     assert!(!uncaptured.to_string().contains("NET_ADMIN"));
     assert_eq!(
@@ -149,6 +163,7 @@ fn what_cannot_be_is_refused_with_what_to_do() {
     let with = |key: &str, value: &str| refused(&pod(json!({format!("phiward.dev/{key}"): value})));
     assert!(with("prots", "1").contains("did you mean phiward.dev/ports?"));
     assert!(with("mode", "lax").contains("`permissive` or `strict`"));
+    assert!(with("identity", "vault").contains("secret/NAME"));
     assert!(with("ports", "http").contains("8080 or 5432/tcp"));
     assert!(with("ports", "15006").contains("the sidecar's own"));
     assert!(with("ports", "80,80").contains("twice"));
