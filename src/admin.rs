@@ -145,10 +145,9 @@ pub struct AdminState {
 
 /// Serves the admin endpoint until the task is dropped.
 pub async fn serve(listener: TcpListener, state: AdminState) {
-    let router = Router::new()
+    let router = metrics_alone()
         .route("/live", get(|| async { "live\n" }))
         .route("/ready", get(ready))
-        .route("/metrics", get(metrics))
         .route("/policy", get(policy))
         .route("/log-level", put(log_level))
         .route("/drain", post(drain))
@@ -156,6 +155,17 @@ pub async fn serve(listener: TcpListener, state: AdminState) {
     if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "the admin endpoint stopped");
     }
+}
+
+/// Serves `/metrics` and nothing else, for those who may read but not steer.
+pub async fn serve_metrics(listener: TcpListener, state: AdminState) {
+    if let Err(error) = axum::serve(listener, metrics_alone().with_state(state)).await {
+        tracing::error!(%error, "the metrics endpoint stopped");
+    }
+}
+
+fn metrics_alone() -> Router<AdminState> {
+    Router::new().route("/metrics", get(metrics))
 }
 
 async fn ready(State(state): State<AdminState>) -> Response {

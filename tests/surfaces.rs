@@ -56,6 +56,18 @@ async fn the_probe_port_serves_the_named_paths_and_nothing_else() {
     assert_eq!(access.count(), 0, "{}", trail.text);
 }
 
+/// If this fails, Prometheus cannot read a pod's metrics, or whoever can may also drain the pod.
+#[tokio::test]
+async fn the_metrics_port_serves_metrics_and_nothing_else() {
+    let app = App::answering(OK).await;
+    let mesh = mesh(&app).await;
+    let metrics = mesh.records.sidecar.addresses().metrics.unwrap();
+    assert!(ask(metrics, "GET /metrics").await.text().contains("phiward_connections"));
+    for line in ["GET /ready", "GET /policy", "POST /drain", "PUT /log-level", "GET /fhir/Patient/1"] {
+        assert_eq!(ask(metrics, line).await.status(), 404, "{line}");
+    }
+}
+
 /// If this fails, an upgrade on the probe port is a way around mTLS and policy.
 #[tokio::test]
 async fn the_probe_port_opens_no_tunnel() {

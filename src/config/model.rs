@@ -268,6 +268,8 @@ pub enum SinkTrust {
 pub struct AdminConfig {
     /// Loopback unless told.
     pub bind: SocketAddr,
+    /// Where `/metrics` is served besides, and nothing else, for a Prometheus that is not on this machine. A sidecar's alone.
+    pub metrics: Option<Bind>,
 }
 
 /// Bounds and time-outs.

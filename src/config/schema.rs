@@ -18,7 +18,10 @@ pub fn sidecar() -> Value {
             "outbound": {"$ref": "#/$defs/outbound"},
             "policy": object(&["file"], json!({"file": path("The policy of this service.")})),
             "audit": {"$ref": "#/$defs/audit"},
-            "admin": object(&[], json!({"bind": address("Loopback unless told: 127.0.0.1:15000.")})),
+            "admin": object(&[], json!({
+                "bind": address("Loopback unless told: 127.0.0.1:15000."),
+                "metrics": bind("Serves /metrics and nothing else, for a Prometheus elsewhere."),
+            })),
             "limits": limits(),
             "workers": number("Threads that carry traffic; the CPUs that the process may use.", 1, 256),
         }),

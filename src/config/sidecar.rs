@@ -8,7 +8,7 @@ use super::identity::{read_identity, read_posture};
 use super::model::{AdminConfig, AuditConfig, CollectorConfig, Limits, SidecarConfig, Workload};
 use super::read::Reading;
 use super::sinks::read_sinks;
-use super::traffic::{read_inbound, read_outbound};
+use super::traffic::{bind, read_inbound, read_outbound};
 use crate::audit::{Durability, OnFailure};
 use crate::collector::Retention;
 use crate::tls::Posture;
@@ -37,7 +37,11 @@ pub(super) fn read_sidecar(r: &Reading<'_>, root: &Node) -> Option<SidecarConfig
         file
     });
     let audit = f.required("audit").and_then(|n| read_audit(r, n));
-    let admin = f.optional("admin").map_or(Some(default_admin(ADMIN_PORT)), |n| read_admin(r, n, ADMIN_PORT));
+    let admin = f.optional("admin").map_or(Some(default_admin(ADMIN_PORT)), |n| {
+        let mut f = r.fields(n, "admin")?;
+        let metrics = f.optional("metrics").map(|n| bind(r, n));
+        Some(AdminConfig { metrics: transpose(metrics)?, ..read_admin(r, f, ADMIN_PORT)? })
+    });
     let limits = f.optional("limits").map_or(Some(Limits::default()), |n| read_limits(r, n));
     let workers = f
         .optional("workers")
@@ -81,9 +85,9 @@ pub(super) fn read_collector(r: &Reading<'_>, root: &Node) -> Option<CollectorCo
         dir
     });
     let relays = f.optional("relays").map_or(Some(Vec::new()), |n| Some(r.identities(n, "relays")?.to_vec()));
-    let admin = f
-        .optional("admin")
-        .map_or(Some(default_admin(COLLECTOR_ADMIN_PORT)), |n| read_admin(r, n, COLLECTOR_ADMIN_PORT));
+    let admin = f.optional("admin").map_or(Some(default_admin(COLLECTOR_ADMIN_PORT)), |n| {
+        read_admin(r, r.fields(n, "admin")?, COLLECTOR_ADMIN_PORT)
+    });
     let retention = f.optional("retention").map_or(Some(Retention::default()), |n| read_retention(r, n));
     f.finish();
     Some(CollectorConfig {
@@ -188,14 +192,14 @@ fn read_audit(r: &Reading<'_>, node: &Node) -> Option<AuditConfig> {
 }
 
 fn default_admin(port: u16) -> AdminConfig {
-    AdminConfig { bind: SocketAddr::from((Ipv4Addr::LOCALHOST, port)) }
+    AdminConfig { bind: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), metrics: None }
 }
 
-fn read_admin(r: &Reading<'_>, node: &Node, default_port: u16) -> Option<AdminConfig> {
-    let mut f = r.fields(node, "admin")?;
-    let bind = f.optional("bind").map_or(Some(default_admin(default_port).bind), |n| r.address(n, "bind"));
+fn read_admin(r: &Reading<'_>, mut f: Fields<'_, '_>, default_port: u16) -> Option<AdminConfig> {
+    let default = default_admin(default_port);
+    let bind = f.optional("bind").map_or(Some(default.bind), |n| r.address(n, "bind"));
     f.finish();
-    Some(AdminConfig { bind: bind? })
+    Some(AdminConfig { bind: bind?, ..default })
 }
 
 fn read_limits(r: &Reading<'_>, node: &Node) -> Option<Limits> {

@@ -90,7 +90,7 @@ fn is_tcp(r: &Reading<'_>, f: &mut Fields<'_, '_>) -> Option<bool> {
 }
 
 /// One address, or a list of them.
-fn bind(r: &Reading<'_>, node: &Node) -> Option<Bind> {
+pub(super) fn bind(r: &Reading<'_>, node: &Node) -> Option<Bind> {
     if !matches!(node.value, Value::Seq(_)) {
         return Some(vec![r.address(node, "bind")?]);
     }

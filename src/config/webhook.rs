@@ -69,7 +69,9 @@ impl std::str::FromStr for IdentityVolume {
             ("spire", _) => Ok(Self::Spire),
             ("cert-manager", _) => Ok(Self::CertManager),
             (_, Some(name)) if !name.is_empty() => Ok(Self::Secret(name.to_owned())),
-            _ => Err(format!("`{text}` is no source of identities: write spire, cert-manager or secret/NAME")),
+            _ => {
+                Err(format!("`{text}` is no source of identities: write spire, cert-manager or secret/NAME"))
+            }
         }
     }
 }

@@ -25,7 +25,8 @@ use crate::audit::{
 };
 use crate::collector::CollectorError;
 use crate::config::{
-    AppProtocol, InboundConfig, InboundListener, MeshProtocol, Mode, OutboundAudit, ProbesConfig, ServiceConfig, SidecarConfig, Unknown,
+    AppProtocol, InboundConfig, InboundListener, MeshProtocol, Mode, OutboundAudit, ProbesConfig,
+    ServiceConfig, SidecarConfig, Unknown,
 };
 use crate::drain::Drain;
 use crate::identity::IdentityError;
@@ -194,6 +195,9 @@ impl Sidecar {
         let mut control = JoinSet::new();
         let state =
             AdminState { health: health.clone(), metrics: metrics.clone(), drain: drain_asked.clone(), log };
+        for socket in bound.metrics {
+            control.spawn(admin::serve_metrics(socket, state.clone()));
+        }
         control.spawn(admin::serve(bound.admin, state));
         let outcome = Outcome { audit: audit.control(), metrics, status };
         control.spawn(tell_audit_health(audit.status_reader()));

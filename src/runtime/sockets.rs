@@ -21,11 +21,14 @@ pub struct Addresses {
     pub services: Vec<SocketAddr>,
     /// The admin endpoint.
     pub admin: SocketAddr,
+    /// Where `/metrics` is served alone.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Sockets that are listened on, before anything is served: an address that is taken is found out first.
 pub(super) struct Bound {
     pub(super) admin: TcpListener,
+    pub(super) metrics: Vec<TcpListener>,
     pub(super) traffic: Vec<Socket>,
 }
 
@@ -66,7 +69,11 @@ impl Bound {
                 traffic.push(Socket { socket, listener, kind });
             }
         }
-        Ok(Self { admin: bind("admin", config.admin.bind).await?, traffic })
+        let metrics = match &config.admin.metrics {
+            Some(addresses) => bind_all("metrics", addresses).await?,
+            None => Vec::new(),
+        };
+        Ok(Self { admin: bind("admin", config.admin.bind).await?, metrics, traffic })
     }
 
     pub(super) fn addresses(&self) -> Addresses {
@@ -80,6 +87,7 @@ impl Bound {
             outbound: None,
             services: Vec::new(),
             admin: addr(&self.admin),
+            metrics: self.metrics.first().map(addr),
         };
         for Socket { socket, kind, .. } in &self.traffic {
             match kind {

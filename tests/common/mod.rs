@@ -109,7 +109,7 @@ identity:
   trust_domain: hospital.local
   {identity}
 audit: {{spool: {{dir: audit}}, key_file: audit-hmac.key}}
-admin: {{bind: \"127.0.0.1:0\"}}
+admin: {{bind: \"127.0.0.1:0\", metrics: \"127.0.0.1:0\"}}
 workers: 1
 {rest}
 "

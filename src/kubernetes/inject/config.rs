@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::ask::{Asked, Port, Spoken};
 use super::probes::Rewritten;
-use super::{INBOUND, OUTBOUND, PROBES, Refusal, parts};
+use super::{INBOUND, METRICS, OUTBOUND, PROBES, Refusal, parts};
 use crate::config::{self, IdentityVolume, Injection};
 use crate::identity::TrustDomain;
 
@@ -32,8 +32,8 @@ pub(super) fn of(
             "key_file": format!("{}/audit-hmac.key", parts::KEY),
             "sinks": injection.sinks,
         },
-        // Other containers of the pod may ask for it; nobody else can.
-        "admin": {"bind": "127.0.0.1:15000"},
+        // The pod's other containers reach all of it; Prometheus reads the metrics.
+        "admin": {"bind": "127.0.0.1:15000", "metrics": both("0.0.0.0", "[::]", METRICS)},
     });
     let listeners = asked.ports.iter().zip(0..).map(|(port, at)| listener(*port, at, asked.permissive));
     let listeners: Vec<Value> = listeners.collect();

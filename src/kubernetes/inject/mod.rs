@@ -27,6 +27,7 @@ const UID: u64 = 15099;
 const OUTBOUND: u16 = 15001;
 const INBOUND: u16 = 15006;
 const PROBES: u16 = 15008;
+const METRICS: u16 = 15009;
 
 /// What became of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

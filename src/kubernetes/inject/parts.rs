@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::ask::Asked;
 use super::config::listener_port;
-use super::{CONFIG, OUTBOUND, PROBES, SIDECAR, UID};
+use super::{CONFIG, METRICS, OUTBOUND, PROBES, SIDECAR, UID};
 use crate::config::{IdentityVolume, Injection};
 
 pub(super) const POLICY: &str = "/etc/phiward/policy";
@@ -42,6 +42,8 @@ fn sidecar(injection: &Injection, asked: &Asked) -> Value {
             "requests": {"cpu": asked.cpu, "memory": asked.memory},
             "limits": {"memory": asked.memory},
         },
+        // By this name the chart's PodMonitor finds it.
+        "ports": [{"name": "phiward-metrics", "containerPort": METRICS}],
         "startupProbe": {"httpGet": get("/ready"), "periodSeconds": 1, "failureThreshold": 120},
         "readinessProbe": {"httpGet": get("/ready"), "periodSeconds": 5},
         "livenessProbe": {"httpGet": get("/live"), "periodSeconds": 10},
@@ -70,7 +72,7 @@ fn capture(injection: &Injection, asked: &Asked) -> Value {
         asked.ports.iter().zip(0..).map(|(port, at)| format!("{}:{}", port.number, listener_port(at)));
     list("inbound", pairs.collect());
     if !asked.ports.is_empty() {
-        let open = std::iter::once(&PROBES).chain(&asked.exclude_inbound);
+        let open = [PROBES, METRICS].iter().chain(&asked.exclude_inbound);
         list("open-ports", open.map(u16::to_string).collect());
     }
     list("exclude-outbound-ports", asked.exclude_outbound.iter().map(u16::to_string).collect());

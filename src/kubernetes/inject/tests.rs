@@ -64,7 +64,7 @@ fn a_pod_gets_its_sidecar_first_and_its_own_parts_stay() {
     assert!(
         args.contains("--inbound=8080:15006")
             && args.contains("--outbound=15001")
-            && args.contains("--open-ports=15008"),
+            && args.contains("--open-ports=15008,15009"),
         "{args}"
     );
     let probe = &pod["spec"]["containers"][0]["readinessProbe"]["httpGet"];
@@ -132,7 +132,7 @@ fn each_annotation_does_what_it_says() {
     let args = pod["spec"]["initContainers"][1]["args"].to_string();
     for flag in [
         "--inbound=8080:15006,5432:15016",
-        "--open-ports=15008,9090",
+        "--open-ports=15008,15009,9090",
         "--exclude-outbound-ports=3306",
         "--exclude-outbound-cidrs=10.0.0.0/8",
     ] {
