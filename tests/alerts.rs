@@ -8,6 +8,8 @@ use phiward::yaml::{self, Node, Value};
 
 const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/prometheus/phiward-alerts.yaml");
 
+const DASHBOARD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/prometheus/phiward-dashboard.json");
+
 const SIDECAR: &str = r#"version: 1
 workload: {service: records, namespace: clinic}
 identity: {trust_domain: hospital.local, files: {certificate: svid.pem, private_key: svid.key, bundle: bundle.pem}}
@@ -41,6 +43,24 @@ fn items<'n>(node: &'n Node, key: &str) -> &'n [Node] {
 /// The names of metrics in an expression.
 fn metrics(expr: &str) -> impl Iterator<Item = &str> {
     expr.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("phiward_"))
+}
+
+/// If this fails, a panel of the dashboard stays empty for ever.
+#[test]
+fn every_panel_asks_for_metrics_that_are_documented() {
+    let dashboard: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(DASHBOARD).unwrap()).unwrap();
+    let documented = include_str!("../docs/operations.md");
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets: Vec<_> = panels.iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten()).collect();
+    assert!(targets.len() > 15);
+    for target in targets {
+        let expr = target["expr"].as_str().unwrap();
+        let asked: Vec<_> = metrics(expr).map(|metric| metric.trim_end_matches("_bucket")).collect();
+        assert!(!asked.is_empty(), "{expr}");
+        for metric in asked {
+            assert!(documented.contains(&format!("`{metric}`")), "{metric} of {expr}");
+        }
+    }
 }
 
 /// If this fails, an alert can never fire, or wakes somebody without a word of what to do.

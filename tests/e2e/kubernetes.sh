@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The chart and the webhook against a real kube-apiserver and etcd.
-# Parts: Go and the Go modules of kube-apiserver and helm (built into target/ once), Debian's etcd-server, curl, python3, openssl.
-# Shows: the chart lints and installs; pods and a Job's pod are mutated by the API server as `inject` says; bad annotations are
+# Parts: Go and the Go modules of kube-apiserver and helm (built into target/ once), Debian's etcd-server, kubernetes-client, curl, python3, openssl.
+# Shows: the chart lints and installs by the README's commands; pods and a Job's pod are mutated by the API server as `inject` says; bad annotations are
 # refused with their message; opting out; upgrade keeps the certificate; uninstall leaves nothing. No kubelet: what is injected runs in
 # capture.sh and compose.sh.
 . "$(dirname "$0")/lib.sh"
@@ -9,6 +9,7 @@ need etcd etcd-server
 need curl curl
 need python3 python3
 need openssl openssl
+need kubectl kubernetes-client
 command -v go >/dev/null || { say "needs go (1.26 or later)"; exit 1; }
 build
 
@@ -36,21 +37,38 @@ api() { curl -sS -k -m 20 -H 'Authorization: Bearer e2e-token' -H 'Content-Type:
 at=https://127.0.0.1:26443
 for _ in $(seq 900); do [ "$(api -o /dev/null -w '%{http_code}' $at/readyz 2>/dev/null)" = 200 ] && break; sleep 0.1; done
 check "it is ready" equal "$(api $at/readyz)" ok
-helm() { "$tools/helm" --kube-apiserver $at --kube-token e2e-token --kube-insecure-skip-tls-verify -n phiward "$@"; }
+cat >kubeconfig <<CONF
+apiVersion: v1
+kind: Config
+clusters: [{name: e2e, cluster: {server: "$at", insecure-skip-tls-verify: true}}]
+users: [{name: e2e, user: {token: e2e-token}}]
+contexts: [{name: e2e, context: {cluster: e2e, user: e2e}}]
+current-context: e2e
+CONF
+export KUBECONFIG=$work/kubeconfig
+# Here the webhook is no pod: the API server is told where it is.
+helm() {
+  case $1 in
+    install | upgrade) "$tools/helm" "$@" --set webhook.url=https://127.0.0.1:26444 ;;
+    *) "$tools/helm" "$@" ;;
+  esac
+}
 
-say "== the chart"
+say "== the chart, by the commands of the README"
 chart=$root/deploy/helm/phiward
-rm -rf package && mkdir package
 check "it lints" eval "helm lint '$chart' >lint.log"
 check "a wrong value is told" eval "{ helm template p '$chart' --set identity.source=magic 2>&1 || true; } | matches 'identity/source'"
-api -o /dev/null -d '{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"phiward"}}' $at/api/v1/namespaces
-api -o /dev/null -d '{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"clinic","labels":{"phiward.dev/inject":"enabled"}}}' $at/api/v1/namespaces
-api -o /dev/null -d '{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"other"}}' $at/api/v1/namespaces
-install() { helm "$1" phiward "$chart" --set webhook.url=https://127.0.0.1:26444 --set-file "policies.clinic=$root/config/policy.yaml" "${@:2}" >"$1.log" 2>&1; }
-check "it installs" install install
+quick_start "On Kubernetes" >commands
+check "there are five" equal "$(wc -l <commands)" 5
+while read -r command; do
+  check "$command" eval "(cd '$root' && eval \"\$command\" >>'$work/commands.log' 2>&1)"
+done <commands
+kubectl create namespace other >>commands.log
 policy=$(api $at/api/v1/namespaces/clinic/configmaps/phiward-policy | python3 -c 'import json,sys; print(json.load(sys.stdin)["data"]["policy.yaml"],end="")')
 printf '%s' "$policy" >installed-policy.yaml
 check "the policy arrives as it was written" eval "$phiward policy validate installed-policy.yaml >/dev/null"
+key=$(api $at/api/v1/namespaces/clinic/secrets/phiward-audit-key | python3 -c 'import json,sys,base64; print(len(base64.b64decode(json.load(sys.stdin)["data"]["audit-hmac.key"])))')
+check "the audit key is one of 32 bytes, in hexadecimal" equal "$key" 64
 
 say "== the webhook, by the chart's certificate and configuration"
 of() { python3 -c "import json,sys,base64; o=json.load(sys.stdin); print($1)"; }
@@ -89,12 +107,14 @@ check "so is hostNetwork" eval "matches 'hostNetwork: true' <host.json"
 
 say "== upgrade and removal"
 before=$(secret | of 'o["data"]["tls.crt"]')
-check "it upgrades" install upgrade --set webhook.failurePolicy=Ignore
+upgrade() { helm upgrade phiward "$chart" -n phiward --reuse-values "$@" >upgrade.log 2>&1; }
+check "it upgrades" upgrade --set webhook.failurePolicy=Ignore --set-file "policies.other=$root/config/policy.yaml"
 check "the certificate stays" equal "$(secret | of 'o["data"]["tls.crt"]')" "$before"
 check "the new value is there" eval "api $at/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/phiward-phiward | matches Ignore"
 create clinic again '{}' >again.json
 check "pods are still injected" eval "matches phiward-capture <again.json"
-check "it is removed" eval "helm uninstall phiward >uninstall.log 2>&1"
+check "the chart carries policies too" eval "kubectl -n other get configmap phiward-policy -o yaml | matches fhir"
+check "it is removed" eval "helm uninstall phiward -n phiward >uninstall.log 2>&1"
 left() { for kind in api/v1/configmaps api/v1/secrets api/v1/services api/v1/serviceaccounts apis/apps/v1/deployments apis/apps/v1/statefulsets apis/policy/v1/poddisruptionbudgets apis/networking.k8s.io/v1/networkpolicies apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations; do
   api "$at/$kind?labelSelector=app.kubernetes.io/part-of%3Dphiward" | of '"".join(i["metadata"]["name"]+"\n" for i in o["items"])'; done | tr -d '\n'; }
 check "and leaves nothing" equal "$(left)" ""

@@ -71,6 +71,9 @@ build() {
   (cd "$root" && cargo --quiet static)
 }
 
+# quick_start TITLE: the commands of that section of the README, a line each.
+quick_start() { sed -n "/^## $1\$/,/^## /{s/^    //p}" "$root/README.md"; }
+
 # until_true WHAT COMMAND...: waits up to 30 s for the command to succeed.
 until_true() {
   local what=$1
