@@ -176,14 +176,20 @@ pub fn review(body: &[u8], injection: &Injection) -> Option<Value> {
     if request["kind"]["kind"] == "Pod" && before.is_object() {
         let namespace = request["namespace"].as_str().unwrap_or("default");
         let mut after = before.clone();
+        // A pod that a controller makes has no name yet.
+        let name = |key: &str| before["metadata"][key].as_str();
+        let pod = name("name").or(name("generateName")).unwrap_or_default();
         match inject(&mut after, namespace, injection) {
             Ok(Outcome::Injected) => {
+                tracing::info!(namespace, pod, "a pod gets a sidecar");
                 response["patchType"] = json!("JSONPatch");
                 response["patch"] = json!(BASE64_STANDARD.encode(patch(before, &after).to_string()));
             }
-            Ok(Outcome::Already | Outcome::Declined) => {}
+            Ok(outcome @ (Outcome::Already | Outcome::Declined)) => {
+                tracing::info!(namespace, pod, ?outcome, "a pod stays as it is");
+            }
             Err(refusal) => {
-                tracing::info!(namespace, %refusal, "a pod was refused");
+                tracing::info!(namespace, pod, %refusal, "a pod was refused");
                 response["allowed"] = json!(false);
                 response["status"] =
                     json!({"code": 422, "reason": "Invalid", "message": refusal.to_string()});

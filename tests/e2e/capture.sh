@@ -20,8 +20,7 @@ phiward=$work/phiward
 network=e2e-phiward-$$
 pods="$network-a $network-b $network-c"
 # The bridge has a namespace of its own: what this machine filters (Docker drops what it does not know) is not asked.
-remove() { for each in $pods "$network-net"; do ip netns del "$each" 2>/dev/null || true; done; }
-trap 'remove; cleanup' EXIT
+take_down() { for each in $pods "$network-net"; do ip netns del "$each" 2>/dev/null || true; done; }
 
 say "== three pods on one network"
 ip netns add "$network-net"

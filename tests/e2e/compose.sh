@@ -15,11 +15,10 @@ export DOCKER_HOST=unix://$work/docker.sock
 dockerd --storage-driver=vfs --data-root "$work/docker" --exec-root "$work/exec" -H "$DOCKER_HOST" --pidfile "$work/dockerd.pid" >"$work/dockerd.log" 2>&1 &
 dockerd_pid=$!
 compose() { docker compose -f "$root/deploy/compose/compose.yaml" "$@"; }
-stop() {
+take_down() {
   compose down --volumes --timeout 5 >"$work/down.log" 2>&1 || true
   kill -TERM "$dockerd_pid" 2>/dev/null && wait "$dockerd_pid" 2>/dev/null || true
 }
-trap 'status=$?; stop; (exit $status); cleanup' EXIT
 until_true "the engine" command docker info
 
 # Compose is a plugin of Docker's command, or Debian's program of its own.

@@ -17,9 +17,10 @@ tools=$target/kubernetes/$(sha256sum <"$root/tests/e2e/tools/kubernetes/go.mod" 
 if [ ! -x "$tools/helm" ]; then
   say "building kube-apiserver and helm"
   mkdir -p "$tools"
-  # Without optimisation: it is compiled more often than it runs.
+  version=$(sed -n 's/^\tk8s.io\/kubernetes v\([0-9.]*\).*/\1/p' "$root/tests/e2e/tools/kubernetes/go.mod")
+  # Without optimisation: it is compiled more often than it runs. The version is what the chart asks for.
   for part in k8s.io/kubernetes/cmd/kube-apiserver helm.sh/helm/v3/cmd/helm; do
-    (cd "$root/tests/e2e/tools/kubernetes" && CGO_ENABLED=0 go build -ldflags="-s -w" -gcflags=all="-N -l" -o "$tools/" "$part") 2>"$work/tools-build.log"
+    (cd "$root/tests/e2e/tools/kubernetes" && CGO_ENABLED=0 go build -ldflags="-s -w -X k8s.io/component-base/version.gitVersion=v$version" -gcflags=all="-N -l" -o "$tools/" "$part") 2>"$work/tools-build.log"
   done
 fi
 cd "$work"

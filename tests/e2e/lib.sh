@@ -10,9 +10,13 @@ failed=0
 
 say() { printf '%s\n' "$*"; }
 
+# What a script takes down before its children are killed; it may define its own.
+take_down() { :; }
+
 cleanup() {
   local status=$?
   trap - EXIT
+  take_down
   # nginx is asked, because it makes new workers for those that are killed, and they outlive a master that is. Then every child
   # of this script.
   if [ -s "$work/nginx.pid" ]; then
