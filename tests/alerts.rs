@@ -48,10 +48,12 @@ fn metrics(expr: &str) -> impl Iterator<Item = &str> {
 /// If this fails, a panel of the dashboard stays empty for ever.
 #[test]
 fn every_panel_asks_for_metrics_that_are_documented() {
-    let dashboard: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(DASHBOARD).unwrap()).unwrap();
+    let dashboard: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(DASHBOARD).unwrap()).unwrap();
     let documented = include_str!("../docs/operations.md");
     let panels = dashboard["panels"].as_array().unwrap();
-    let targets: Vec<_> = panels.iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten()).collect();
+    let targets: Vec<_> =
+        panels.iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten()).collect();
     assert!(targets.len() > 15);
     for target in targets {
         let expr = target["expr"].as_str().unwrap();

@@ -97,15 +97,7 @@ fn decision(out: &mut String, event: &Value, paint: Paint) -> std::fmt::Result {
     let text = |path: &str| event.pointer(path).and_then(Value::as_str).unwrap_or("");
     let outcome = text("/decision/outcome");
     let tint = if outcome == "allow" { "32" } else { "31" };
-    let method = event.pointer("/http/method").and_then(Value::as_str).unwrap_or("?");
-    // An outbound call is to a configured service, an inbound one to a host.
-    let host = [text("/http/service"), text("/http/host"), text("/http/host_h")].concat();
-    let path = match [text("/http/template"), text("/http/target_h")] {
-        ["", ""] => String::new(),
-        ["", target] => format!("/({target})"),
-        [template, _] => template.to_owned(),
-    };
-    write!(out, "{} {method} {host}{path}", painted(outcome, tint, paint))?;
+    write!(out, "{} {}", painted(outcome, tint, paint), asked(event))?;
     optional(out, " by ", text("/subject/spiffe_id"))?;
     write!(out, " ({}", text("/decision/reason"))?;
     optional(out, ": ", text("/decision/rule"))?;
@@ -117,6 +109,24 @@ fn decision(out: &mut String, event: &Value, paint: Paint) -> std::fmt::Result {
         out.push(']');
     }
     Ok(())
+}
+
+/// What was asked for: a request, or a stream.
+fn asked(event: &Value) -> String {
+    let text = |path: &str| event.pointer(path).and_then(Value::as_str).unwrap_or("");
+    if event.get("http").is_none() {
+        let names = [text("/conn/service"), text("/conn/destination"), text("/conn/listener")];
+        return format!("TCP {}", names.into_iter().find(|name| !name.is_empty()).unwrap_or("?"));
+    }
+    let method = event.pointer("/http/method").and_then(Value::as_str).unwrap_or("?");
+    // An outbound call is to a configured service, an inbound one to a host.
+    let host = [text("/http/service"), text("/http/host"), text("/http/host_h")].concat();
+    let path = match [text("/http/template"), text("/http/target_h")] {
+        ["", ""] => String::new(),
+        ["", target] => format!("/({target})"),
+        [template, _] => template.to_owned(),
+    };
+    format!("{method} {host}{path}")
 }
 
 fn optional(out: &mut String, before: &str, text: &str) -> std::fmt::Result {

@@ -144,6 +144,8 @@ audit: {spool: {dir: audit}, key_file: hmac.key}
         assert_eq!(config.outbound.unwrap().services[0].name, "billing");
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/collector.yaml");
         load_collector(&path).unwrap();
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/webhook.yaml");
+        assert!(load_webhook(&path).unwrap().server.is_some());
     }
 
     /// If this fails, a small configuration needs keys that the documentation says have defaults.
