@@ -12,18 +12,18 @@ use http::uri::{Authority, PathAndQuery};
 use http::{Request, StatusCode, Version};
 
 use super::clock::unix_seconds;
-use super::context::{ConnContext, CurrentPolicy, Direction, PASSTHROUGH, PolicyCell, Route, Routes};
+use super::context::{ConnContext, CurrentPolicy, Direction, PolicyCell};
 use super::exchange::Exchange;
 use super::ids::RequestIds;
 use super::outcome::{Failure, UNAUTHENTICATED};
 use super::stream::{Asked, Standing};
-use super::upstream::{Protocol, Upstream};
+use super::upstream::Upstream;
 use crate::audit::{self, AccessDecision, HttpFacts};
 use crate::identity::SpiffeId;
 use crate::policy::{self, Admitted, Decision, Outcome, RawRequest, Reason};
 
 /// The reason of a request whose body came in a transfer coding that would be lost on the way.
-const TRANSFER_CODING: &str = "transfer_coding";
+pub(super) const TRANSFER_CODING: &str = "transfer_coding";
 
 /// A request that may pass.
 pub(crate) struct Granted {
@@ -51,20 +51,6 @@ pub(crate) struct Refused {
     pub(crate) told: Option<&'static str>,
 }
 
-impl Route {
-    fn leads_to(&self) -> (Rc<Upstream>, Option<Authority>) {
-        (self.upstream.clone(), self.authority.clone())
-    }
-
-    /// Whether `raw` asks for the same host in the same words, so that it need not be looked at again.
-    fn is_of(&self, raw: &RawRequest<'_>) -> bool {
-        raw.authority.is_none()
-            && !raw.more_hosts
-            && raw.host.is_some_and(|host| host == self.host.as_bytes())
-            && raw.method != "CONNECT"
-    }
-}
-
 impl From<Failure> for Refused {
     fn from(failure: Failure) -> Self {
         Self { status: failure.status, told: Some(failure.reason) }
@@ -72,7 +58,7 @@ impl From<Failure> for Refused {
 }
 
 impl Refused {
-    const fn silent(status: StatusCode) -> Self {
+    pub(super) const fn silent(status: StatusCode) -> Self {
         Self { status, told: None }
     }
 }
@@ -139,31 +125,12 @@ pub(crate) async fn revoked(Standing { conn, asked }: &Standing) {
     }
 }
 
-/// The event of an outbound call: how it was asked (method and version), of which service, and what became of it.
-pub(crate) fn outbound_event<'a>(
-    conn: &'a ConnContext,
-    ids: &'a RequestIds,
-    now_ns: u64,
-    (method, version): (&'static str, &'static str),
-    service: Option<&'a str>,
-    (outcome, reason): (&'static str, &'static str),
-) -> AccessDecision<'a> {
-    AccessDecision {
-        time_unix_ns: now_ns,
-        request_id: ids.request_id(),
-        trace_id: Some(ids.trace_id()),
-        conn: &conn.fragment,
-        http: HttpFacts { method: Some(method), service, version, ..HttpFacts::default() },
-        decision: audit::Decision { outcome, reason, rule: None, role: None, shadow: None },
-        policy: None,
-    }
-}
-
-struct Arrived<'c> {
-    conn: &'c Rc<ConnContext>,
-    ids: RequestIds,
-    now_ns: u64,
-    version: &'static str,
+/// A request that came by a connection.
+pub(super) struct Arrived<'c> {
+    pub(super) conn: &'c Rc<ConnContext>,
+    pub(super) ids: RequestIds,
+    pub(super) now_ns: u64,
+    pub(super) version: &'static str,
 }
 
 impl Arrived<'_> {
@@ -222,88 +189,6 @@ impl Arrived<'_> {
         Ok(self.granted(app, target_of(&admitted), Some(place), Some(recorded), admitted.method.as_str()))
     }
 
-    fn outbound<B>(
-        &self,
-        request: &Request<B>,
-        routes: &Routes,
-        audit_all: bool,
-    ) -> Result<Granted, Refused> {
-        let worker = &self.conn.worker;
-        let mut place = worker.recorder.reserve(2).map_err(|_| self.refused(Failure::AUDIT.into()))?;
-        let method = method_name(request);
-        if has_foreign_coding(request) {
-            drop(place.decision(&self.unroutable(method, None, ("reject", TRANSFER_CODING))));
-            return Err(self.refused(Refused::silent(StatusCode::BAD_REQUEST)));
-        }
-        let raw = raw_request(request);
-        let known = self.conn.route.borrow().as_ref().filter(|route| route.is_of(&raw)).map(Route::leads_to);
-        let (upstream, authority) = match known {
-            Some(known) => known,
-            None => match self.route(&raw, method, routes, &mut place)? {
-                Some(found) => found,
-                None => return self.pass_through(method, place),
-            },
-        };
-        worker.metrics.allowed.inc();
-        let recorded = audit_all.then(|| {
-            let asked = (method, self.version);
-            let answered = ("allow", "route");
-            let name = Some(upstream.name.as_str());
-            place.decision(&outbound_event(self.conn, &self.ids, self.now_ns, asked, name, answered))
-        });
-        Ok(Granted { authority, ..self.granted(&upstream, None, Some(place), recorded, method) })
-    }
-
-    /// A captured call to nobody that is known goes where it was meant to, and is recorded whatever else is.
-    fn pass_through(&self, method: &'static str, mut place: audit::Reservation) -> Result<Granted, Refused> {
-        let protocol = if self.version == "2" { Protocol::H2 } else { Protocol::H1 };
-        let captured = self.conn.captured.as_ref().ok_or(Refused::silent(StatusCode::NOT_FOUND))?;
-        let upstream = captured.beyond(&self.conn.worker, protocol);
-        let (asked, answered) = ((method, self.version), ("allow", PASSTHROUGH));
-        let event = outbound_event(self.conn, &self.ids, self.now_ns, asked, None, answered);
-        let recorded = place.decision(&event);
-        self.conn.worker.metrics.allowed.inc();
-        Ok(self.granted(&upstream, None, Some(place), Some(recorded), method))
-    }
-
-    /// Where a request leads: by its host, or else by where its connection was meant to go. None where it may pass as it came.
-    fn route(
-        &self,
-        raw: &RawRequest<'_>,
-        method: &'static str,
-        routes: &Routes,
-        place: &mut audit::Reservation,
-    ) -> Result<Option<(Rc<Upstream>, Option<Authority>)>, Refused> {
-        let host = match policy::admit_host(raw) {
-            Ok(host) => host,
-            Err(reason) => {
-                drop(place.decision(&self.unroutable(method, None, ("reject", reason.as_str()))));
-                return Err(self.refused(Refused::silent(StatusCode::BAD_REQUEST)));
-            }
-        };
-        let captured = self.conn.captured.as_ref();
-        let by_address = || captured.and_then(|captured| routes.http_at(captured.meant));
-        let Some(upstream) = routes.hosts.get(&*host).or_else(by_address) else {
-            if captured.is_some() && routes.passthrough {
-                return Ok(None);
-            }
-            let host_h = self.conn.worker.pseudonyms.pseudonym(host.as_bytes());
-            drop(place.decision(&self.unroutable(method, Some(host_h), ("deny", "unknown_host"))));
-            let refused = Refused { status: StatusCode::NOT_FOUND, told: Some("unknown_host") };
-            return Err(self.refused(refused));
-        };
-        let Some(host) =
-            raw.host.filter(|_| raw.authority.is_none()).and_then(|h| HeaderValue::from_bytes(h).ok())
-        else {
-            return Ok(Some((upstream.clone(), None))); // in the target, where there is an authority already
-        };
-        let route =
-            Route { authority: Authority::try_from(host.as_bytes()).ok(), host, upstream: upstream.clone() };
-        let leads_to = route.leads_to();
-        *self.conn.route.borrow_mut() = Some(route);
-        Ok(Some(leads_to))
-    }
-
     fn probe<B>(
         &self,
         request: &Request<B>,
@@ -319,7 +204,7 @@ impl Arrived<'_> {
         Ok(self.granted(app, target, None, None, "GET"))
     }
 
-    fn granted(
+    pub(super) fn granted(
         &self,
         upstream: &Rc<Upstream>,
         target: Option<PathAndQuery>,
@@ -350,7 +235,7 @@ impl Arrived<'_> {
         }
     }
 
-    fn refused(&self, refused: Refused) -> Refused {
+    pub(super) fn refused(&self, refused: Refused) -> Refused {
         self.conn.worker.metrics.refused(refused.status);
         refused
     }
@@ -413,23 +298,6 @@ impl Arrived<'_> {
             policy: Some(&current.fragment),
         }
     }
-
-    fn unroutable(
-        &self,
-        method: &'static str,
-        host_h: Option<audit::Pseudonym>,
-        (outcome, reason): (&'static str, &'static str),
-    ) -> AccessDecision<'_> {
-        AccessDecision {
-            time_unix_ns: self.now_ns,
-            request_id: self.ids.request_id(),
-            trace_id: Some(self.ids.trace_id()),
-            conn: &self.conn.fragment,
-            http: HttpFacts { method: Some(method), host_h, version: self.version, ..HttpFacts::default() },
-            decision: audit::Decision { outcome, reason, rule: None, role: None, shadow: None },
-            policy: None,
-        }
-    }
 }
 
 /// A decision about somebody who has shown no certificate, on a listener that lets them in while their sidecars are rolled out.
@@ -473,7 +341,7 @@ impl policy::Headers for HeaderMap {
 }
 
 /// What arrived, as raw as the HTTP library gives it.
-fn raw_request<B>(request: &Request<B>) -> RawRequest<'_> {
+pub(super) fn raw_request<B>(request: &Request<B>) -> RawRequest<'_> {
     let uri = request.uri();
     let headers = request.headers();
     let mut hosts = headers.get_all(header::HOST).iter();
@@ -491,7 +359,7 @@ fn raw_request<B>(request: &Request<B>) -> RawRequest<'_> {
 
 /// Whether the body came in a transfer coding besides `chunked`. The HTTP library takes off the chunks alone and the field
 /// ends at this hop, so the app would take the coded bytes for the body (RFC 9112, section 6.1).
-fn has_foreign_coding<B>(request: &Request<B>) -> bool {
+pub(super) fn has_foreign_coding<B>(request: &Request<B>) -> bool {
     let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
     let foreign =
         codings.next().is_some_and(|only| !only.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
@@ -513,7 +381,7 @@ fn target_of(admitted: &Admitted<'_>) -> Option<PathAndQuery> {
     PathAndQuery::try_from(target).ok()
 }
 
-fn method_name<B>(request: &Request<B>) -> &'static str {
+pub(super) fn method_name<B>(request: &Request<B>) -> &'static str {
     policy::Method::parse(request.method().as_str()).map_or("other", policy::Method::as_str)
 }
 

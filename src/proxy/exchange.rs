@@ -141,7 +141,7 @@ impl Exchange {
             return;
         }
         if let Some(mut place) = self.reservation.borrow_mut().take() {
-            let facts = super::authorize::outbound_event(
+            let facts = super::routing::outbound_event(
                 &self.conn,
                 &self.ids,
                 self.started_ns,

@@ -24,6 +24,7 @@ mod listener;
 mod outcome;
 mod patience;
 mod reply;
+mod routing;
 mod stream;
 mod tcp;
 mod upgrade;

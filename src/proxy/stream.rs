@@ -24,7 +24,7 @@ pub(crate) struct Standing {
 /// What the policy was asked about.
 pub(crate) enum Asked {
     /// A request, by the parts of its head that decide.
-    Request(Request<()>),
+    Request(Box<Request<()>>),
     /// The listener as a whole.
     Stream,
 }

@@ -35,7 +35,7 @@ pub(crate) fn asked(conn: &Rc<ConnContext>, request: &mut Request<Inflow>) -> Op
     if headers::has_token(&protocol, b"h2c") {
         return None;
     }
-    let standing = Standing { conn: conn.clone(), asked: Asked::Request(head_of(request)) };
+    let standing = Standing { conn: conn.clone(), asked: Asked::Request(Box::new(head_of(request))) };
     Some(Switch { protocol, client: hyper::upgrade::on(request), standing })
 }
 

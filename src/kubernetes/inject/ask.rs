@@ -63,7 +63,7 @@ impl Asked {
             annotations.into_iter().flat_map(|all| all.keys()).filter_map(|key| key.strip_prefix(PREFIX))
         {
             if !KNOWN.contains(&key) {
-                let hint = closest(key, KNOWN.into_iter()).map_or_else(
+                let hint = closest(key, KNOWN).map_or_else(
                     || format!("the known ones are {}", KNOWN.join(", ")),
                     |near| format!("did you mean {PREFIX}{near}?"),
                 );
