@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
@@ -118,7 +119,7 @@ fn webhook(args: &WebhookArgs) -> ExitCode {
         tracing::info!(addr = ?webhook.addr().ok(), "ready");
         tokio::select! {
             () = webhook.serve() => (),
-            () = asked_to_stop() => (),
+            () = stopped_and_unasked() => (),
         }
         Ok::<_, WebhookError>(())
     };
@@ -126,6 +127,20 @@ fn webhook(args: &WebhookArgs) -> ExitCode {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => fail(&error, 1),
         Err(error) => fail(&error, 1),
+    }
+}
+
+/// Whoever has not heard yet that this replica goes is still answered: an API server's request that fails is a pod that is not made.
+async fn stopped_and_unasked() {
+    const LAST_CALLERS: Duration = Duration::from_secs(5);
+    asked_to_stop().await;
+    tracing::info!(
+        seconds = LAST_CALLERS.as_secs(),
+        "stopping, once the last callers are answered; a second signal stops at once"
+    );
+    tokio::select! {
+        () = tokio::time::sleep(LAST_CALLERS) => (),
+        () = asked_to_stop() => (),
     }
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The image and the stack of deploy/compose on a real Docker engine, which this script starts for itself.
-# Parts: Debian's docker.io and docker-compose, curl, python3. Needs root.
+# Parts: Debian's docker.io and docker-compose, curl, python3; Go and Go modules for the OpenTelemetry Collector. Needs root.
 # Shows: the image holds one static program and runs as nobody; the three curl lines of the README; a killed collector loses nothing.
 . "$(dirname "$0")/lib.sh"
 need dockerd docker.io
@@ -9,6 +9,7 @@ need curl curl
 need python3 python3
 need iptables iptables
 build
+build_otelcol
 
 say "== an engine of our own"
 export DOCKER_HOST=unix://$work/docker.sock
@@ -54,6 +55,19 @@ check "the allow: $(command_of 3)" answers 3 ' 200 '
 check "the denial: $(command_of 4)" answers 4 ' 403 '
 check "the rejection: $(command_of 5)" answers 5 ' 400 '
 check "the trail verifies at the collector" eval "compose exec -T collector /phiward audit verify /var/lib/phiward/store >'$work/verify.txt'"
+
+say "== the profile of OpenTelemetry"
+# The image of the profile, made here of a collector built from its sources: a registry may be out of reach.
+image=$(sed -n 's/^ *image: \(otel.*\)/\1/p' "$root/deploy/compose/compose.yaml")
+mkdir "$work/otel-image"
+cp "$otelcol/otelcol" "$work/otel-image/"
+printf 'FROM scratch\nCOPY otelcol /otelcol\nENTRYPOINT ["/otelcol"]\n' >"$work/otel-image/Dockerfile"
+command docker build --quiet -t "$image" "$work/otel-image" >"$work/otel-build.log" 2>&1
+check "it comes up" eval "compose --profile otel up -d >>'$work/up.log' 2>&1"
+otel_caller() { curl -fsS -m 5 -o /dev/null -H 'Host: records.clinic' http://127.0.0.1:15003/fhir/Patient/1; }
+until_true "its caller can read" otel_caller
+otel_has() { compose logs otel 2>/dev/null | matches 'access\.complete'; }
+until_true "the OpenTelemetry Collector has its trail" otel_has
 
 say "== the collector is killed"
 compose kill -s KILL collector >"$work/kill.log" 2>&1

@@ -75,6 +75,17 @@ build() {
   (cd "$root" && cargo --quiet static)
 }
 
+# The OpenTelemetry Collector, built from Go modules once: its folder is $otelcol.
+build_otelcol() {
+  command -v go >/dev/null || { say "needs go (1.26 or later)"; exit 1; }
+  otelcol=$target/otelcol/$(cat "$root"/tests/e2e/tools/{go.mod,otelcol.yaml} | sha256sum | cut -c1-16)
+  [ -x "$otelcol/otelcol" ] && return
+  say "building the OpenTelemetry Collector"
+  mkdir -p "$otelcol"
+  sed "s|^dist:|dist:\n  output_path: $otelcol|" "$root/tests/e2e/tools/otelcol.yaml" >"$work/otelcol-build.yaml"
+  (cd "$root/tests/e2e/tools" && CGO_ENABLED=0 go tool builder --config "$work/otelcol-build.yaml") >"$work/otelcol-build.log" 2>&1
+}
+
 # quick_start TITLE: the commands of that section of the README, a line each.
 quick_start() { sed -n "/^## $1\$/,/^## /{s/^    //p}" "$root/README.md"; }
 

@@ -11,16 +11,8 @@ need curl curl
 need jq jq
 need openssl openssl
 need python3 python3
-command -v go >/dev/null || { say "needs go (1.26 or later)"; exit 1; }
 build
-
-otelcol=$target/otelcol/$(cat "$root"/tests/e2e/tools/{go.mod,otelcol.yaml} | sha256sum | cut -c1-16)
-if [ ! -x "$otelcol/otelcol" ]; then
-  say "building the OpenTelemetry Collector"
-  mkdir -p "$otelcol"
-  sed "s|^dist:|dist:\n  output_path: $otelcol|" "$root/tests/e2e/tools/otelcol.yaml" >"$work/otelcol-build.yaml"
-  (cd "$root/tests/e2e/tools" && go tool builder --config "$work/otelcol-build.yaml") >"$work/otelcol-build.log" 2>&1
-fi
+build_otelcol
 
 seconds=${SECONDS_OF_LOAD:-25}
 kills=${KILLS:-6}
