@@ -15,6 +15,7 @@
 //! a folder of NDJSON segments, so `cat`, `grep` and `jq` work on it at 3 a.m.
 
 mod account;
+mod ahead;
 mod batch;
 mod binding;
 mod chain;

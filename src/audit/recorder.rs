@@ -371,7 +371,7 @@ impl Worker {
     fn take_places(&self, n: i64) -> Result<(), Unavailable> {
         match self.shared.health() {
             Health::Good => {}
-            Health::Stalled | Health::Poisoned => return Err(Unavailable::WriterFailed),
+            Health::Short | Health::Stalled | Health::Poisoned => return Err(Unavailable::WriterFailed),
             Health::Closed => return Err(Unavailable::Closed),
         }
         let unwritten = self.recorded.get() - self.link.written.load(Ordering::Acquire);
@@ -544,7 +544,8 @@ impl Worker {
             return Some(Ok(()));
         }
         let unavailable = match self.shared.health() {
-            Health::Good => return None,
+            // What was let in has a place on the disk.
+            Health::Good | Health::Short => return None,
             Health::Stalled | Health::Poisoned => Unavailable::WriterFailed,
             Health::Closed => Unavailable::Closed,
         };

@@ -63,6 +63,10 @@ pub(crate) fn recover(dir: &Path) -> Result<Recovered, AuditError> {
         segments.pop(); // nothing was left of it
     }
     let recovered = replay::bring_over(dir, &mut segments, &mut last).map_err(io_error)?;
+    if let Some((name, _)) = segments.last() {
+        // Costs only space where it fails.
+        let _ = segment::release(&dir.join(name));
+    }
     if let Some(last) = &last {
         sync_epoch(dir, &segments, &last.record.epoch).map_err(io_error)?;
     }

@@ -49,6 +49,12 @@ pub(crate) fn list(dir: &Path) -> io::Result<Vec<(String, u64)>> {
     Ok(found)
 }
 
+/// Gives back what a process that was killed had taken ahead of the end of the segment `path`.
+pub(crate) fn release(path: &Path) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.set_len(file.metadata()?.len())
+}
+
 /// A folder as a file, so that its entries can be synced like a segment's bytes.
 pub(crate) fn open_dir(dir: &Path) -> io::Result<File> {
     File::open(dir)
@@ -59,6 +65,8 @@ pub(crate) struct SegmentFile {
     file: Arc<File>,
     path: PathBuf,
     len: u64,
+    /// How far the disk has space for it already.
+    allocated: u64,
     ragged: bool,
 }
 
@@ -69,7 +77,7 @@ impl SegmentFile {
     /// It cannot be made, or exists.
     pub(crate) fn create(path: PathBuf) -> io::Result<Self> {
         let file = OpenOptions::new().append(true).create_new(true).mode(0o640).open(&path)?;
-        Ok(Self { file: Arc::new(file), path, len: 0, ragged: false })
+        Ok(Self { file: Arc::new(file), path, len: 0, allocated: 0, ragged: false })
     }
 
     /// Opens a segment to append after its first `len` bytes; what follows them is cut off.
@@ -81,7 +89,7 @@ impl SegmentFile {
         if file.metadata()?.len() != len {
             file.set_len(len)?;
         }
-        Ok(Self { file: Arc::new(file), path, len, ragged: false })
+        Ok(Self { file: Arc::new(file), path, len, allocated: len, ragged: false })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -90,6 +98,28 @@ impl SegmentFile {
 
     pub(crate) fn len(&self) -> u64 {
         self.len
+    }
+
+    /// How many more bytes the disk has a place for, whatever else is written to it.
+    pub(crate) fn ahead(&self) -> u64 {
+        self.allocated.saturating_sub(self.len)
+    }
+
+    /// Takes space for the next `bytes`, without making the file longer.
+    ///
+    /// # Errors
+    /// What the disk says; what was taken before stays.
+    pub(crate) fn allocate(&mut self, disk: &Disk, bytes: u64) -> io::Result<()> {
+        disk.allocate(&self.file, self.len, bytes)?;
+        self.allocated = self.allocated.max(self.len + bytes);
+        Ok(())
+    }
+
+    /// Gives back what was taken ahead.
+    pub(crate) fn release(&mut self) {
+        if self.ahead() > 0 && self.file.set_len(self.len).is_ok() {
+            self.allocated = self.len;
+        }
     }
 
     pub(crate) fn file(&self) -> &Arc<File> {
@@ -119,6 +149,7 @@ impl SegmentFile {
     }
 
     fn failed(&mut self, error: io::Error) -> io::Result<()> {
+        self.allocated = self.len; // cutting gives back what follows
         self.ragged = self.file.set_len(self.len).is_err();
         Err(error)
     }
@@ -129,6 +160,8 @@ impl SegmentFile {
 pub(crate) struct Disk {
     #[cfg(test)]
     pub(crate) write_error: std::sync::Mutex<Option<io::ErrorKind>>,
+    #[cfg(test)]
+    pub(crate) allocate_error: std::sync::Mutex<Option<io::ErrorKind>>,
     #[cfg(test)]
     pub(crate) sync_error: std::sync::Mutex<Option<io::ErrorKind>>,
 }
@@ -142,6 +175,14 @@ impl Disk {
             return Err(kind.into());
         }
         file.write(bytes)
+    }
+
+    fn allocate(&self, file: &File, from: u64, bytes: u64) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(kind) = *self.allocate_error.lock().unwrap() {
+            return Err(kind.into());
+        }
+        Ok(rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, from, bytes)?)
     }
 
     /// Writes over bytes that are there.

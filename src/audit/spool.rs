@@ -64,17 +64,19 @@ pub enum OnFailure {
 }
 
 /// Whether the spool takes events.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Health {
     /// It does.
     Good = 0,
+    /// What was let in has a place, and there is none for more.
+    Short = 1,
     /// The disk refused a write; it is tried again.
-    Stalled = 1,
+    Stalled = 2,
     /// The disk failed in a way that cannot be tried over.
-    Poisoned = 2,
+    Poisoned = 3,
     /// The trail was closed.
-    Closed = 3,
+    Closed = 4,
 }
 
 /// The shared state of one audit trail.
@@ -190,18 +192,19 @@ impl Shared {
     pub(crate) fn health(&self) -> Health {
         match self.health.load(Ordering::Acquire) {
             0 => Health::Good,
-            1 => Health::Stalled,
-            2 => Health::Poisoned,
+            1 => Health::Short,
+            2 => Health::Stalled,
+            3 => Health::Poisoned,
             _ => Health::Closed,
         }
     }
 
     /// Changes the health and lets every waiting request look at it. What is over stays over.
     pub(crate) fn set_health(&self, health: Health, error: Option<String>) {
-        let before = self.health.fetch_max(health as u8, Ordering::AcqRel);
-        if health == Health::Good && before == Health::Stalled as u8 {
-            let _ = self.health.compare_exchange(before, 0, Ordering::AcqRel, Ordering::Relaxed);
-        }
+        let next = |before: u8| {
+            Some(if before >= Health::Poisoned as u8 { before.max(health as u8) } else { health as u8 })
+        };
+        let _ = self.health.fetch_update(Ordering::AcqRel, Ordering::Acquire, next); // it is never refused
         if error.is_some() {
             *lock(&self.last_error) = error;
         }
@@ -212,6 +215,11 @@ impl Shared {
 
     pub(crate) fn last_error(&self) -> Option<String> {
         lock(&self.last_error).clone()
+    }
+
+    /// The length at which the next segment is begun.
+    pub(crate) fn segment_bytes(&self) -> u64 {
+        self.config.segment_bytes.min(self.config.max_bytes / 8)
     }
 
     /// The least that a segment's removal must leave free before nothing more is removed.

@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, TryLockError};
 use std::time::{Duration, Instant};
 
+use super::ahead::{self, Ahead, Look};
 use super::chain::Chain;
 use super::clock::{InstantText, unix_ns};
 use super::encode::{Batch, TrailEvent};
@@ -49,6 +50,7 @@ pub(crate) struct Writer {
     chain: Chain,
     sealer: Sealer,
     segment: SegmentFile,
+    ahead: Ahead,
     clock: InstantText,
     /// Records that were chained and not written yet.
     out: Vec<u8>,
@@ -82,12 +84,14 @@ impl Writer {
     ) -> Self {
         let clock = InstantText::new();
         let (out, owed) = (Vec::with_capacity(MAX_WRITE / 4), Vec::new());
+        let ahead = Ahead::new(shared.segment_bytes());
         Self {
             shared,
             inbox,
             chain,
             sealer,
             segment,
+            ahead,
             clock,
             out,
             out_events: 0,
@@ -115,6 +119,7 @@ impl Writer {
             }
             self.seal();
             self.flush();
+            self.look_ahead();
             self.close_gap(self.shared.reclaim_below() / 4);
         };
         self.end(&ending)
@@ -122,6 +127,7 @@ impl Writer {
 
     fn next_message(&mut self) -> Option<Message> {
         let patience = match self.retry_at {
+            None if self.ahead.is_short() => ahead::ASK_EVERY,
             None => self.sealer.left(Instant::now()),
             Some(_) => RETRY_AFTER,
         };
@@ -186,6 +192,7 @@ impl Writer {
     fn seal(&mut self) {
         let now = Instant::now();
         if self.retry_at.is_none()
+            && !self.ahead.is_short()
             && self.sealer.is_due(now)
             && let Some(sealed) = self.sealer.seal(now)
         {
@@ -227,21 +234,52 @@ impl Writer {
         }
     }
 
+    /// Lets nobody in for whose record the disk has no place.
+    fn look_ahead(&mut self) {
+        if self.shared.health() >= Health::Poisoned {
+            return;
+        }
+        let now = Instant::now();
+        match self.ahead.look(&mut self.segment, &self.shared.disk, now) {
+            Look::AsBefore => {}
+            Look::Short(error) => {
+                tracing::error!(path = %self.segment.path().display(), %error, "the audit spool's disk is full; it is asked again");
+                self.shared.set_health(Health::Short, Some(self.describe(&error)));
+            }
+            Look::Enough => {
+                tracing::info!("the audit spool's disk has space again");
+                if self.retry_at.is_none() {
+                    self.shared.set_health(Health::Good, None);
+                }
+            }
+        }
+        if self.ahead.is_short() {
+            // What has been delivered makes room, however little of `max_bytes` is used.
+            self.remove_oldest();
+            if self.shared.gap.is_open() && self.retry_at.is_none() && self.ahead.may_tell(&self.segment, now)
+            {
+                self.tell_gap();
+            }
+        }
+    }
+
     fn describe(&self, error: &io::Error) -> String {
         format!("{}: {error}", self.segment.path().display())
     }
 
     /// Begins the next segment, with the first record of `out`, when it does not fit in this one.
     fn roll_if_full(&mut self) -> io::Result<()> {
-        let segment_bytes = self.shared.config.segment_bytes.min(self.shared.config.max_bytes / 8);
-        if self.segment.len() == 0 || self.segment.len() + self.out.len() as u64 <= segment_bytes {
+        let full = self.segment.len() + self.out.len() as u64 > self.shared.segment_bytes();
+        // On a full disk this one has space, and a new one has none.
+        if self.segment.len() == 0 || !full || self.ahead.is_short() {
             return Ok(());
         }
         let dir = &self.shared.config.dir;
         let name = segment::name(self.chain.epoch(), self.chain.next_seq() - self.out_events);
         let path: PathBuf = dir.join(&name);
         let opened_dir = segment::open_dir(dir)?;
-        self.segment = SegmentFile::create(path)?;
+        let mut ended = std::mem::replace(&mut self.segment, SegmentFile::create(path)?);
+        ended.release();
         let mut tail = self.shared.tail();
         let ordinal = tail.segments.back().map_or(0, |last| last.ordinal + 1);
         tail.segments.push_back(Segment { ordinal, name, bytes: 0 });
@@ -290,7 +328,7 @@ impl Writer {
         self.out_events = 0;
         if self.retry_at.take().is_some() {
             tracing::info!("the audit spool is written again");
-            self.shared.set_health(Health::Good, None);
+            self.shared.set_health(if self.ahead.is_short() { Health::Short } else { Health::Good }, None);
         }
         if self.shared.free.load(Ordering::Acquire) < self.shared.reclaim_below() {
             self.reclaim();
@@ -308,44 +346,53 @@ impl Writer {
 
     /// Removes delivered segments, oldest first, while space is short.
     fn reclaim(&mut self) {
-        let Some(delivered_before) = self.shared.delivered_before() else { return };
-        while self.shared.free.load(Ordering::Acquire) < self.shared.reclaim_below() {
-            let mut tail = self.shared.tail();
-            let removable = tail.segments.len() > 1
-                && tail.segments.front().is_some_and(|segment| segment.ordinal < delivered_before);
-            if !removable {
-                return; // what is not delivered stays, in the list as on disk
-            }
-            let Some(segment) = tail.segments.pop_front() else { return };
-            drop(tail);
-            if let Err(error) = std::fs::remove_file(self.shared.config.dir.join(&segment.name)) {
-                tracing::error!(segment = segment.name, %error, "a delivered audit segment cannot be removed");
-                self.shared.tail().segments.push_front(segment);
-                return;
-            }
-            self.shared.free.fetch_add(footprint(segment.bytes) as i64, Ordering::AcqRel);
+        while self.shared.free.load(Ordering::Acquire) < self.shared.reclaim_below() && self.remove_oldest() {
         }
+    }
+
+    /// Removes the oldest segment, if every sink that counts has it. What is not delivered stays, in the list as on disk.
+    fn remove_oldest(&mut self) -> bool {
+        let Some(delivered_before) = self.shared.delivered_before() else { return false };
+        let mut tail = self.shared.tail();
+        let removable = tail.segments.len() > 1
+            && tail.segments.front().is_some_and(|segment| segment.ordinal < delivered_before);
+        let Some(segment) = removable.then(|| tail.segments.pop_front()).flatten() else { return false };
+        drop(tail);
+        if let Err(error) = std::fs::remove_file(self.shared.config.dir.join(&segment.name)) {
+            tracing::error!(segment = segment.name, %error, "a delivered audit segment cannot be removed");
+            self.shared.tail().segments.push_front(segment);
+            return false;
+        }
+        self.shared.free.fetch_add(footprint(segment.bytes) as i64, Ordering::AcqRel);
+        true
     }
 
     /// Tells what passed unrecorded, once there is room enough that the next event does not open another gap.
     fn close_gap(&mut self, room: i64) {
         let healthy = self.shared.health() == Health::Good && self.retry_at.is_none();
         if healthy && self.shared.gap.is_open() && self.shared.free.load(Ordering::Acquire) >= room {
-            let (allowed, denied, from_unix_ns, to_unix_ns) = self.shared.gap.take(unix_ns());
-            tracing::warn!(allowed, denied, "the audit trail had a gap");
-            self.take_trail(&TrailEvent::Gap { from_unix_ns, to_unix_ns, allowed, denied });
-            self.flush();
+            self.tell_gap();
         }
+    }
+
+    fn tell_gap(&mut self) {
+        let (allowed, denied, from_unix_ns, to_unix_ns) = self.shared.gap.take(unix_ns());
+        tracing::warn!(allowed, denied, "the audit trail had a gap");
+        self.take_trail(&TrailEvent::Gap { from_unix_ns, to_unix_ns, allowed, denied });
+        self.flush();
     }
 
     fn end(&mut self, ending: &Ending) -> Result<(), String> {
         self.retry_at = None; // the last attempt does not wait
-        self.close_gap(i64::MIN);
+        if self.shared.gap.is_open() && self.shared.health() < Health::Poisoned {
+            self.tell_gap();
+        }
         if ending.close {
             let checkpoint = self.sealer.seal(Instant::now());
             self.take_trail(&TrailEvent::Close { reason: "stopped", checkpoint });
         }
         self.flush();
+        self.segment.release();
         let written = self.out.is_empty() && self.shared.health() != Health::Poisoned;
         self.shared.tail().stop = true;
         self.shared.sync_wanted.notify_one();

@@ -266,9 +266,28 @@ impl Sidecar {
 /// Says once, and not a request, that the trail stopped or started to take events.
 async fn tell_audit_health(audit: audit::StatusReader) {
     let mut was_healthy = true;
+    let mut told = 0;
     loop {
         tokio::time::sleep(AUDIT_LOOK).await;
         let status = audit.status();
+        // Full segments that were delivered go at seven eighths, so more than that is a sink that lags, or none.
+        let full = status.spool_bytes * 100 / (status.spool_bytes + status.free_bytes).max(1);
+        let level = match full {
+            95.. => 95,
+            90.. => 90,
+            _ => 0,
+        };
+        if level > told {
+            tracing::warn!(
+                full_percent = full,
+                free_bytes = status.free_bytes,
+                "the audit spool fills up: bring its sinks back, or give it more max_bytes; when it is full, audit.on_failure applies"
+            );
+        }
+        // Told again once it has been well below.
+        if level > told || full + 5 < told {
+            told = level;
+        }
         match (was_healthy, status.healthy) {
             (true, false) => tracing::error!(
                 free_bytes = status.free_bytes,

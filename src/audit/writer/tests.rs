@@ -57,6 +57,35 @@ async fn until(mut done: impl FnMut() -> bool) {
     }
 }
 
+/// If this fails, requests are let in for whose record the disk has no place, or a full disk is not told at the end.
+#[test]
+fn nobody_is_let_in_without_a_place_on_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let audit = start(dir.path(), Durability::Write, OnFailure::Deny);
+    let shared = audit.shared.clone();
+    block_on(async {
+        let recorder = audit.recorder().attach();
+        record(&recorder).unwrap().written().await.unwrap();
+        *shared.disk.allocate_error.lock().unwrap() = Some(ErrorKind::StorageFull);
+        // What was let in before the look is written all the same.
+        while let Ok(recorded) = record(&recorder) {
+            recorded.written().await.unwrap();
+        }
+        assert_eq!(record(&recorder).err(), Some(Unavailable::WriterFailed));
+        assert!(!audit.status().healthy && audit.status().last_error.is_some());
+        *shared.disk.allocate_error.lock().unwrap() = None;
+        until(|| audit.status().healthy).await;
+        record(&recorder).unwrap().written().await.unwrap();
+        *shared.disk.allocate_error.lock().unwrap() = Some(ErrorKind::StorageFull);
+        while let Ok(recorded) = record(&recorder) {
+            recorded.written().await.unwrap();
+        }
+        assert_eq!(record(&recorder).err(), Some(Unavailable::WriterFailed));
+    });
+    audit.close().unwrap();
+    assert_eq!(intact(dir.path()).by_type["audit.gap"], 2, "one when there was space again, one at the end");
+}
+
 /// If this fails, a disk that was full for a moment leaves requests unanswered, a broken chain or a trail that stays down.
 #[test]
 fn a_full_disk_denies_and_the_trail_goes_on_when_there_is_room() {

@@ -1,6 +1,6 @@
 //! Leading a pod's TCP connections through its sidecar, by rules of the kernel in the pod's network namespace.
 //!
-//! Owns which connections are led where: the one table `phiward`, as data. How it is written for people is [`text`], how the
+//! Owns which connections are led where: the one table `phiward`, as data. How it is written for people is `text`, how the
 //! kernel is told is `nftables`. Done once, before the app starts, by a step that has NET_ADMIN; what runs after it has not.
 
 mod netlink;
