@@ -6,11 +6,13 @@ mod audit_support;
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::atomic::AtomicU64;
 
 use audit_support::*;
 use phiward::audit::{
     AccessComplete, AccessDecision, Audit, ConnFacts, ConnFragment, Decision, Direction, Field, HttpFacts,
-    PseudonymKey, Query, ResponseFacts, SubjectFacts, account, ocsf, query, table_head, table_row,
+    Indexed, PseudonymKey, Query, ResponseFacts, SubjectFacts, account, index, ocsf, query, table_head,
+    table_row,
 };
 use phiward::identity::IdPattern;
 use serde_json::Value;
@@ -412,4 +414,109 @@ fn a_report_says_in_each_form_whether_its_trail_is_intact() {
     assert!(text.contains("NOT INTACT") && text.contains("flip"), "{text}");
     let missing = phiward(&["report", "/nowhere"]);
     assert_eq!(missing.status.code(), Some(2));
+}
+
+/// Requests of nobody that is asked for, a second apart.
+fn filler(from: u64, count: u64) -> Vec<Asked> {
+    let filler = |n: u64| Asked {
+        id: format!("f{n}"),
+        who: LAB,
+        patient: "9".into(),
+        outcome: "allow",
+        status: Some(200),
+        time_unix_ns: NOON + n * 1_000_000_000,
+    };
+    (from..from + count).map(filler).collect()
+}
+
+fn indexed(dir: &Path) -> Indexed {
+    index(dir, false, &AtomicU64::new(0)).unwrap()
+}
+
+/// If this fails, a search misses what is in the trail once there is an index, or reads all of it as before.
+#[test]
+fn an_index_makes_a_search_shorter_and_its_answer_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let (dir, asked) = (dir.path(), asked());
+    let audit = start(dir, &[]).unwrap();
+    record(&audit, &filler(0, 200));
+    record(&audit, &asked[..30]);
+    record(&audit, &filler(200, 200));
+    audit.close().unwrap();
+    let audit = start(dir, &[]).unwrap();
+    record(&audit, &filler(400, 50));
+
+    let text = |field, text: &str| Query { texts: vec![(field, text.into())], ..Query::default() };
+    let patient = PseudonymKey::from_bytes(&KEY).unwrap().pseudonym(b"1").to_string();
+    let queries = [
+        Query { params: vec![("id".into(), patient)], ..Query::default() },
+        Query { identity: Some(IdPattern::parse(WEB).unwrap()), ..Query::default() },
+        Query { status: Some((404, 404)), ..text(Field::Outcome, "allow") },
+        Query { from: Some("2026-11-20T14:20:00.000000000Z".into()), ..text(Field::Reason, "no_allow_rule") },
+        text(Field::RequestId, "r29"),
+        text(Field::Type, "audit.close"),
+        text(Field::Type, "access.complete"),
+        text(Field::Id, "01a20149-c75f-78f4-a7a5-66c4206c49b1:3"),
+        Query::default(),
+    ];
+    let answers = || queries.iter().map(|asked_for| query(dir, asked_for).unwrap()).collect::<Vec<_>>();
+    let before = answers();
+    assert!(before.iter().all(|answer| answer.segments > 5 && answer.segments_read == answer.segments));
+
+    let first = indexed(dir);
+    assert!(first.added > 4 && first.removed == 0, "{first:?}");
+    assert_eq!(indexed(dir), Indexed { added: 0, ..first }, "nothing new is nothing to do");
+    let after = answers();
+    for ((before, after), asked_for) in before.iter().zip(&after).zip(&queries) {
+        assert_eq!(before.rows, after.rows, "{asked_for:?}");
+        assert_eq!(after.index_problem, None);
+    }
+    for (at, answer) in after[..2].iter().enumerate() {
+        assert!(
+            answer.segments_read <= answer.segments / 2,
+            "{at}: {} of {}",
+            answer.segments_read,
+            answer.segments
+        );
+    }
+
+    record(&audit, &asked[30..]);
+    audit.close().unwrap();
+    let found = query(dir, &text(Field::RequestId, "r31")).unwrap();
+    assert_eq!(found.rows.len(), 1, "what came since is found");
+}
+
+/// If this fails, an index that is stale or broken hides events, or stands in the way of a search.
+#[test]
+fn a_broken_index_is_told_and_passed_over_and_one_command_mends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    trail(dir.path());
+    let at = dir.path().display().to_string();
+    let run = |args: &[&str]| {
+        let output = phiward(&[args, &[at.as_str()]].concat());
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    assert_eq!(run(&["index"]).0, Some(0));
+    let whole = run(&["query", "--outcome", "deny"]);
+    assert_eq!((whole.0, whole.2.as_str()), (Some(0), ""));
+    std::fs::write(path("index.sqlite"), "no index").unwrap();
+    let (code, stdout, stderr) = run(&["query", "--outcome", "deny"]);
+    assert_eq!((code, &stdout), (Some(0), &whole.1));
+    assert!(
+        stderr.starts_with("warning: the index was not used") && stderr.contains("--rebuild"),
+        "{stderr}"
+    );
+    let (code, _, stderr) = run(&["index"]);
+    assert!(code == Some(2) && stderr.contains("--rebuild"), "{stderr}");
+    assert_eq!(run(&["index", "--rebuild"]).0, Some(0));
+    assert_eq!(run(&["query", "--outcome", "deny"]), whole);
+    assert_eq!(run(&["verify"]).0, Some(0), "an index is no part of the trail");
+    // Words that no event has would find nothing, which looks like an answer.
+    assert!(run(&["query", "--type", "conn.reject"]).2.contains("did you mean conn.rejected?"));
+    assert!(run(&["query", "--outcome", "denied"]).2.contains("deny"));
 }

@@ -27,6 +27,7 @@ mod encode;
 mod event;
 mod export;
 mod feed;
+mod index;
 mod journal;
 mod json;
 mod layout;
@@ -76,6 +77,7 @@ pub use event::{
     SubjectFacts, TlsFacts,
 };
 pub use export::{OCSF_VERSION, ocsf, table_head, table_row};
+pub use index::{IndexError, Indexed, index};
 pub use progress::SinkStatus;
 pub use prove::{Proof, ProveError, Proven, check_proof, prove};
 pub use pseudonym::{KeyFileError, MIN_KEY_BYTES, Pseudonym, PseudonymKey};

@@ -10,7 +10,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::index::Index;
 use super::json;
+use super::layout::Layout;
 use super::read;
 use crate::identity::{IdPattern, SpiffeId};
 
@@ -49,7 +51,23 @@ pub enum Field {
 }
 
 impl Field {
-    fn pointer(self) -> &'static str {
+    pub(crate) const ALL: [Self; 13] = [
+        Self::Type,
+        Self::Id,
+        Self::Outcome,
+        Self::Reason,
+        Self::Rule,
+        Self::Role,
+        Self::Method,
+        Self::Template,
+        Self::Host,
+        Self::Service,
+        Self::Namespace,
+        Self::RequestId,
+        Self::TraceId,
+    ];
+
+    pub(crate) fn pointer(self) -> &'static str {
         match self {
             Self::Type => "/type",
             Self::Id => "/id",
@@ -94,6 +112,12 @@ pub struct Answer {
     pub rows: Vec<Row>,
     /// How many older ones were found and left out, because of the limit.
     pub left_out: u64,
+    /// How many segments the trail has, and how many of them were read: an index tells which cannot hold an answer.
+    pub segments: u64,
+    /// See `segments`.
+    pub segments_read: u64,
+    /// Why the index that is there was not used.
+    pub index_problem: Option<String>,
 }
 
 /// An event, and for the decision about a request how the request ended.
@@ -110,13 +134,33 @@ pub struct Row {
 /// # Errors
 /// A file cannot be read, or there is no trail.
 pub fn query(dir: &Path, query: &Query) -> io::Result<Answer> {
+    let layout = Layout::read(dir)?;
+    if layout.epochs.is_empty() {
+        return Err(read::nothing_here());
+    }
+    let mut answer = Answer::default();
+    let index = Index::consult(dir, query).unwrap_or_else(|error| {
+        answer.index_problem = Some(error.to_string());
+        None
+    });
     let mut search = Search::new(query);
-    read::for_each(dir, |line| {
-        search.look_at(line);
-        Ok(())
-    })?;
-    let rows = search.found.into_values().map(|found| found.row).collect();
-    Ok(Answer { rows, left_out: search.left_out })
+    for epoch in &layout.epochs {
+        for segment in &epoch.segments {
+            answer.segments += 1;
+            let may_hold = index.as_ref().is_none_or(|index| index.may_hold(&segment.path));
+            if may_hold || search.awaits_completions() {
+                answer.segments_read += 1;
+                read::lines_of(&segment.path, |line| {
+                    search.look_at(line);
+                    Ok(())
+                })?;
+            }
+        }
+        search.epoch_ends();
+    }
+    answer.rows = search.found.into_values().map(|found| found.row).collect();
+    answer.left_out = search.left_out;
+    Ok(answer)
 }
 
 /// By time, then by id, so that epochs that were written side by side come in one order.
@@ -160,6 +204,17 @@ impl<'q> Search<'q> {
         }
     }
 
+    /// Whether what was found may end in a segment in which nothing else is.
+    fn awaits_completions(&self) -> bool {
+        !(self.open.is_empty() && self.undecided.is_empty())
+    }
+
+    /// A request ends in the epoch in which it was decided, or not at all.
+    fn epoch_ends(&mut self) {
+        self.open.clear();
+        self.undecided.clear();
+    }
+
     fn look_at(&mut self, line: &[u8]) {
         let completes = line.ends_with(COMPLETE);
         if completes && !self.wants_completions {
@@ -174,7 +229,9 @@ impl<'q> Search<'q> {
         }
         let text = |pointer| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
         let place = (text("/time"), text("/id"));
-        let request = (text("/type") == "access.decision").then(|| text("/request/id"));
+        // What was not allowed has no completion.
+        let goes_on = text("/type") == "access.decision" && text("/decision/outcome") == "allow";
+        let request = goes_on.then(|| text("/request/id"));
         match (self.query.status, &request) {
             (Some(range), _) if completes && !status_is_in(&event, range) => {}
             (Some(_), Some(request)) => {

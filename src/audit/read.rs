@@ -20,12 +20,15 @@ pub fn for_each(dir: &Path, mut sink: impl FnMut(&[u8]) -> io::Result<()>) -> io
     if layout.epochs.is_empty() {
         return Err(nothing_here());
     }
-    for segment in layout.segments() {
-        let mut lines = Lines::new(File::open(&segment.path)?);
-        while let Some(line) = lines.next()? {
-            if line.whole {
-                sink(line.bytes)?;
-            }
+    layout.segments().try_for_each(|segment| lines_of(&segment.path, &mut sink))
+}
+
+/// Hands every line of one segment to `sink`.
+pub(crate) fn lines_of(segment: &Path, mut sink: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let mut lines = Lines::new(File::open(segment)?);
+    while let Some(line) = lines.next()? {
+        if line.whole {
+            sink(line.bytes)?;
         }
     }
     Ok(())
@@ -126,7 +129,7 @@ fn time(line: &[u8]) -> String {
     event.get("time").and_then(|time| time.as_str()).unwrap_or_default().to_owned()
 }
 
-fn nothing_here() -> io::Error {
+pub(crate) fn nothing_here() -> io::Error {
     io::Error::new(
         io::ErrorKind::NotFound,
         "there is no audit trail here: name a spool's folder or a collector's store",

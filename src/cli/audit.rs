@@ -9,6 +9,7 @@ mod verify;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -17,8 +18,8 @@ pub use query::{QueryArgs, QueryFormat};
 pub use report::{AccountFormat, ReportArgs};
 pub use verify::{ProveArgs, VerifyArgs};
 
-use super::table;
 use super::times::{When, clock, event_time, parse_when};
+use super::{fail, progress, table};
 use crate::audit::{self, Follower, Paint};
 
 /// The tools of the audit trail. DIR is a sidecar's spool or a collector's store.
@@ -63,6 +64,16 @@ pub enum AuditCommand {
     ///
     /// Every condition must hold. A request is one row: its decision and how it ended. Exit code 1: nothing was found.
     Query(Box<QueryArgs>),
+    /// Make an index of a trail, or bring it up to date, so that `query` reads less
+    ///
+    /// It is the file index.sqlite in DIR, made of the trail alone: it can be deleted at any time. A collector keeps its own.
+    Index {
+        /// A collector's store, or a spool's folder
+        dir: PathBuf,
+        /// Throw the old one away first
+        #[arg(long)]
+        rebuild: bool,
+    },
     /// An account of a time: who reached what, what was refused, which policies were in force, what became of the trail
     ///
     /// The trail is verified too. Exit code 0: it is as it was written; 1: it is not; 2: it cannot be read.
@@ -101,6 +112,7 @@ pub fn run(command: AuditCommand) -> ExitCode {
         AuditCommand::Export { dir, format, since, until } => {
             finish(&dir, export(&dir, format, since, until))
         }
+        AuditCommand::Index { dir, rebuild } => index(&dir, rebuild),
         AuditCommand::Query(args) => query::query(*args),
         AuditCommand::Report(args) => report::report(&args),
     }
@@ -120,6 +132,26 @@ fn tail(dir: &Path, follow: bool, lines: usize) -> io::Result<()> {
         }
         std::thread::sleep(LOOK_EVERY);
         new = follower.new_lines()?;
+    }
+}
+
+fn index(dir: &Path, rebuild: bool) -> ExitCode {
+    let done = AtomicU64::new(0);
+    let total = audit::bytes(dir).unwrap_or(0);
+    let indexed = progress::while_working("indexing", total, &done, || audit::index(dir, rebuild, &done));
+    match indexed {
+        Ok(_) if total == 0 => fail(
+            &format!(
+                "{}: there is no audit trail here: name a spool's folder or a collector's store",
+                dir.display()
+            ),
+            2,
+        ),
+        Ok(audit::Indexed { added, removed, known }) => {
+            println!("{known} segments are indexed: {added} read now, {removed} gone");
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&error, 2),
     }
 }
 

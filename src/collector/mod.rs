@@ -16,7 +16,8 @@ mod store;
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpStream;
@@ -28,6 +29,7 @@ pub use metrics::CollectorMetrics;
 pub use retention::Retention;
 pub use store::{Counts, StoreError};
 
+use crate::audit;
 use crate::identity::SpiffeId;
 use door::Door;
 use store::Store;
@@ -36,6 +38,7 @@ use store::Store;
 const MAX_CONNECTIONS: usize = 2048;
 /// How long requests under way may take once the collector was told to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+const INDEX_PERIOD: Duration = Duration::from_secs(60);
 const RETENTION_PERIOD: Duration = Duration::from_secs(60);
 
 /// How a collector is set up.
@@ -116,6 +119,7 @@ impl Collector {
         let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let mut connections = JoinSet::new();
         let mut tasks = JoinSet::new();
+        keep_indexed(Arc::downgrade(&self.store), self.dir.clone());
         tasks.spawn(keep_to_limits(self.store, self.dir, self.retention));
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
@@ -136,6 +140,28 @@ impl Collector {
         let drained = async { while connections.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(DRAIN_TIMEOUT, drained).await; // what is left is cut, and was not acknowledged
         Ok(())
+    }
+}
+
+/// Brings the index for `audit query` up to date now and then, as long as the store is used. A thread that nobody waits for: the first
+/// time takes as long as reading the store, and what is not done is done the next time.
+fn keep_indexed(store: Weak<Mutex<Store>>, dir: PathBuf) {
+    let work = move || {
+        let mut told = false;
+        while store.strong_count() > 0 {
+            match audit::index(&dir, false, &AtomicU64::new(0)) {
+                Ok(_) => told = false,
+                Err(error) if !told => {
+                    tracing::warn!(%error, "the index of the store is not up to date, so queries are slower");
+                    told = true;
+                }
+                Err(_) => {}
+            }
+            std::thread::sleep(INDEX_PERIOD);
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("audit-index".into()).spawn(work) {
+        tracing::warn!(%error, "the store is not indexed");
     }
 }
 

@@ -12,6 +12,7 @@ use crate::cli::fail;
 use crate::cli::table;
 use crate::cli::times::{When, clock, event_time, parse_when};
 use crate::identity::IdPattern;
+use crate::yaml::closest;
 
 /// What is asked. Every condition must hold.
 #[derive(Debug, clap::Args)]
@@ -28,7 +29,7 @@ pub struct QueryArgs {
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
     /// allow, deny, reject or error
-    #[arg(long, value_name = "OUTCOME")]
+    #[arg(long, value_name = "OUTCOME", value_parser = parse_outcome)]
     outcome: Option<String>,
     /// The reason of the decision, such as no_allow_rule
     #[arg(long, value_name = "CODE")]
@@ -67,7 +68,7 @@ pub struct QueryArgs {
     #[arg(long, value_name = "ID")]
     id: Option<String>,
     /// The type of event, such as conn.rejected
-    #[arg(long = "type", value_name = "TYPE")]
+    #[arg(long = "type", value_name = "TYPE", value_parser = parse_type)]
     kind: Option<String>,
     /// From when on: 2h, 90d, 2026-11-20 or 2026-11-20T14:00:00Z
     #[arg(long, value_name = "TIME", value_parser = parse_when)]
@@ -115,6 +116,9 @@ pub(super) fn query(args: QueryArgs) -> ExitCode {
         && error.kind() != io::ErrorKind::BrokenPipe
     {
         return finish(&args.dir, Err(error));
+    }
+    if let Some(problem) = &answer.index_problem {
+        eprintln!("warning: the index was not used: {problem}");
     }
     if answer.left_out > 0 {
         eprintln!("{} older ones were found too: --limit 0 shows all", answer.left_out);
@@ -196,6 +200,23 @@ fn joined(row: &Row) -> Value {
         event["response"] = response;
     }
     event
+}
+
+fn parse_type(text: &str) -> Result<String, String> {
+    one_of(text, &audit::EVENT_TYPES)
+}
+
+fn parse_outcome(text: &str) -> Result<String, String> {
+    one_of(text, &["allow", "deny", "reject", "error"])
+}
+
+/// A word that no event has would find nothing, which looks like an answer.
+fn one_of(text: &str, known: &[&str]) -> Result<String, String> {
+    if known.contains(&text) {
+        return Ok(text.to_owned());
+    }
+    Err(closest(text, known.iter().copied())
+        .map_or_else(|| format!("there are {}", known.join(", ")), |near| format!("did you mean {near}?")))
 }
 
 fn parse_param(text: &str) -> Result<(String, String), String> {
