@@ -439,9 +439,9 @@ fn an_index_makes_a_search_shorter_and_its_answer_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let (dir, asked) = (dir.path(), asked());
     let audit = start(dir, &[]).unwrap();
-    record(&audit, &filler(0, 200));
+    record(&audit, &filler(0, 400));
+    // Some of them have no end, which is looked for in all that follows.
     record(&audit, &asked[..30]);
-    record(&audit, &filler(200, 200));
     audit.close().unwrap();
     let audit = start(dir, &[]).unwrap();
     record(&audit, &filler(400, 50));
