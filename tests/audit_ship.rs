@@ -16,7 +16,10 @@ use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
-use phiward::audit::{Audit, FindingKind, ShipTiming, Shipper, SinkConfig, SinkKind, SpoolConfig, verify};
+use phiward::audit::{
+    Audit, FindingKind, ReceiptVerifier, ShipTiming, Shipper, SinkConfig, SinkKind, SpoolConfig,
+    VerifyOptions, verify, verify_with,
+};
 use phiward::collector::{Collector, CollectorConfig, CollectorError, Retention};
 use tokio::sync::{oneshot, watch};
 
@@ -89,6 +92,78 @@ fn same(spool: &Path, store: &Path) {
     assert_eq!(events(spool), events(store));
 }
 
+/// If this fails, whoever holds a sidecar's disk can take back what a collector has signed for, or an honest trail is called forged.
+#[test]
+fn a_trail_carries_what_its_collector_has_signed_for() {
+    let (spool, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let collector = Running::start(local(), store.path());
+    let sink = sink("collector", false);
+    let audit = start(spool.path(), std::slice::from_ref(&sink)).unwrap();
+    worker(async {
+        let mut shipper = shipper(&audit, &sink, collector.addr);
+        // Each thousand events is a checkpoint.
+        for round in ["a", "b", "c"] {
+            requests_beside(&audit, round, 600);
+            assert_eq!(shipper.finish(PATIENCE).await, 0);
+        }
+        audit.close().unwrap();
+        assert_eq!(shipper.finish(PATIENCE).await, 0);
+    });
+    same(spool.path(), store.path());
+    let receipts: Vec<String> = events(spool.path())
+        .iter()
+        .filter_map(|event| Some(event.pointer("/checkpoint/receipts/collector")?.as_str()?.to_owned()))
+        .collect();
+    assert!(receipts.len() >= 2, "{receipts:?}");
+
+    let key = |dir: &Path| {
+        ReceiptVerifier::parse(std::fs::read_to_string(dir.join("receipt.pub")).unwrap().trim()).unwrap()
+    };
+    let checked = |collectors: Vec<ReceiptVerifier>| {
+        verify_with(spool.path(), &VerifyOptions { collectors, ..VerifyOptions::default() }).unwrap()
+    };
+    let unchecked = checked(vec![]);
+    assert!(
+        unchecked.intact && unchecked.notes.iter().any(|note| note.contains("were not checked")),
+        "{:?}",
+        unchecked.notes
+    );
+    let good = checked(vec![key(store.path())]);
+    assert!(good.intact, "{:?}", good.findings);
+    assert!(good.notes.iter().any(|note| note.contains("has signed for the first")), "{:?}", good.notes);
+    let elsewhere = tempfile::tempdir().unwrap();
+    drop(Running::start(local(), elsewhere.path()));
+    let other = checked(vec![key(elsewhere.path())]);
+    assert_eq!(other.findings[0].kind, FindingKind::BadSignature, "{:?}", other.findings);
+}
+
+/// If this fails, a collector signs for records that it has not compared, or takes a forged checkpoint without a word.
+#[test]
+fn a_collector_signs_for_nothing_that_it_has_not_compared() {
+    let (spool, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let sink = sink("collector", false);
+    let audit = start(spool.path(), std::slice::from_ref(&sink)).unwrap();
+    let receipts = |audit: &Audit, collector: &Running, round: &str| {
+        worker(async {
+            let mut shipper = shipper(audit, &sink, collector.addr);
+            requests_beside(audit, round, 600);
+            assert_eq!(shipper.finish(PATIENCE).await, 0);
+        });
+        events(spool.path()).iter().filter(|event| event.pointer("/checkpoint/receipts").is_some()).count()
+    };
+    let first = Running::start(local(), store.path());
+    receipts(&audit, &first, "a");
+    assert!(receipts(&audit, &first, "b") > 0, "of what it has seen from the beginning");
+    drop(first);
+    // A restart forgets the tree: the next checkpoint is believed, the one after it is compared and signed for.
+    let second = Running::start(local(), store.path());
+    let before = receipts(&audit, &second, "c");
+    receipts(&audit, &second, "d");
+    assert!(receipts(&audit, &second, "e") > before);
+    audit.close().unwrap();
+    assert!(!store.path().join("evidence").exists(), "nothing of an honest trail is evidence");
+}
+
 /// If this fails, events are lost, doubled or out of order on the ordinary way to the collector.
 #[test]
 fn what_is_in_the_spool_is_in_the_store_in_the_same_order() {
@@ -100,7 +175,7 @@ fn what_is_in_the_spool_is_in_the_store_in_the_same_order() {
     worker(async {
         let mut shipper = shipper(&audit, &sink, collector.addr);
         assert_eq!(shipper.finish(PATIENCE).await, 0);
-        requests_beside(&audit).await;
+        requests_beside(&audit, "more-", 10);
         assert_eq!(shipper.finish(PATIENCE).await, 0);
         audit.close().unwrap();
         assert_eq!(shipper.finish(PATIENCE).await, 0);
@@ -119,9 +194,10 @@ fn shippers_and_collectors_can_be_spawned() {
 }
 
 /// Ten more requests, from a worker that is beside this one.
-async fn requests_beside(audit: &Audit) {
+/// Requests while a runtime runs on this thread.
+fn requests_beside(audit: &Audit, prefix: &str, n: usize) {
     std::thread::scope(|scope| {
-        scope.spawn(|| requests(audit, "more-", 10));
+        scope.spawn(|| requests(audit, prefix, n));
     });
 }
 
@@ -136,7 +212,7 @@ fn a_running_shipper_notices_new_events_by_itself() {
         let mut shipper = shipper(&audit, &sink, collector.addr);
         let delivered = async {
             for round in 1..=3 {
-                requests_beside(&audit).await;
+                requests_beside(&audit, "more-", 10);
                 while audit.status().sinks[0].acked_events < 1 + 20 * round {
                     tokio::task::yield_now().await;
                 }

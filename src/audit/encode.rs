@@ -326,11 +326,20 @@ pub(crate) struct Sealed {
     pub(crate) note: String,
     /// The roots of the perfect subtrees over them, in hexadecimal: from here on a reader needs no earlier record.
     pub(crate) subtrees: Vec<String>,
+    /// What collectors have signed for since the last checkpoint, by the name of the sink, in order.
+    pub(crate) receipts: Vec<(String, String)>,
 }
 
 impl Sealed {
     fn write(&self, m: &mut Members<'_>) {
         m.text("note", &self.note);
+        if !self.receipts.is_empty() {
+            m.object("receipts", |m| {
+                for (sink, receipt) in &self.receipts {
+                    m.text_dynamic(sink, receipt);
+                }
+            });
+        }
         m.number("size", self.size);
         m.codes("subtrees", &self.subtrees);
     }

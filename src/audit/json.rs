@@ -107,6 +107,14 @@ impl<'o> Members<'o> {
         self.out.extend_from_slice(b"],");
     }
 
+    /// A member with any text, whose key is not known when the program is written; the caller sees to the order.
+    pub(crate) fn text_dynamic(&mut self, key: &str, value: &str) {
+        string(self.out, key);
+        self.out.push(b':');
+        string(self.out, value);
+        self.out.push(b',');
+    }
+
     /// A member whose key is not known when the program is written; the caller sees to the order.
     pub(crate) fn plain_dynamic(&mut self, key: &str, fill: impl FnOnce(&mut Vec<u8>)) {
         string(self.out, key);

@@ -123,6 +123,13 @@ pub(crate) fn root_from(leaf: Hash, index: u64, size: u64, path: &[Hash]) -> Opt
     (last == 0).then_some(root)
 }
 
+/// The tree that a checkpoint holds of the `size` records before it.
+pub(crate) fn subtrees(sealed: &serde_json::Value, size: u64) -> Option<Range> {
+    let roots = sealed.get("subtrees")?.as_array()?.iter();
+    let roots: Option<Vec<_>> = roots.map(|root| root.as_str().and_then(from_hex)).collect();
+    Range::of_subtrees(size, &roots?)
+}
+
 /// A hash in hexadecimal.
 pub(crate) fn to_hex(hash: &Hash) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()

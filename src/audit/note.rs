@@ -14,7 +14,7 @@ use super::merkle::Hash;
 /// The algorithm byte of Ed25519 in key ids and verifier keys.
 const ED25519_TYPE: u8 = 1;
 /// How a signature line begins.
-const SIGNATURE: &str = "\u{2014} ";
+pub(crate) const SIGNATURE: &str = "\u{2014} ";
 
 /// Signs the checkpoints of one epoch. It is made when the epoch begins and never leaves the process.
 pub(crate) struct EpochKey {

@@ -34,6 +34,8 @@ pub(crate) struct SinkState {
     /// In seconds since 1970; 0 before the first.
     pub(crate) last_success: AtomicU64,
     pub(crate) last_error: Mutex<Option<String>>,
+    /// The newest receipt of the running epoch that the trail does not carry yet.
+    pub(crate) receipt: Mutex<Option<String>>,
 }
 
 /// The state of one sink.
@@ -84,6 +86,7 @@ impl SinkState {
             missed_segments: zero(),
             last_success: zero(),
             last_error: Mutex::new(None),
+            receipt: Mutex::new(None),
         }
     }
 

@@ -64,7 +64,12 @@ impl Sealer {
     pub(crate) fn seal(&mut self, now: Instant) -> Option<Sealed> {
         let (key, size, root) = (self.key.as_ref()?, self.tree.end(), self.tree.root()?);
         (self.sealed, self.at) = (size, now);
-        Some(Sealed { size, note: key.sign(size, &root), subtrees: self.tree.subtrees_hex() })
+        Some(Sealed {
+            size,
+            note: key.sign(size, &root),
+            subtrees: self.tree.subtrees_hex(),
+            receipts: Vec::new(),
+        })
     }
 }
 

@@ -270,6 +270,9 @@ impl Shipper {
                 .store(batch::time_ns(batch::first_line(&part)).unwrap_or(0), Ordering::Release);
             match self.sink.send(&part).await {
                 Answer::Acknowledged => {
+                    if let Some(receipt) = self.sink.receipt_of(&self.shared.epoch) {
+                        *lock(&self.state.receipt) = Some(receipt);
+                    }
                     self.taken(batch::count(&part));
                     self.replace_part([]);
                     self.recycle(part);

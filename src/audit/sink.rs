@@ -170,6 +170,14 @@ impl Sink {
         }
     }
 
+    /// What the receiver of the last batch has signed for, of the checkpoints of `epoch`.
+    pub(crate) fn receipt_of(&self, epoch: &str) -> Option<String> {
+        match self {
+            Self::Ndjson(sink) => sink.receipt_of(epoch),
+            Self::Otlp(_) | Self::Splunk(_) | Self::Elasticsearch(_) => None,
+        }
+    }
+
     pub(crate) fn limit(&self) -> BatchLimit {
         match self {
             Self::Splunk(sink) => sink.limit(),

@@ -217,6 +217,14 @@ impl Shared {
         lock(&self.last_error).clone()
     }
 
+    /// What collectors have signed for and the trail does not carry yet.
+    pub(crate) fn new_receipts(&self) -> Vec<(String, String)> {
+        let new = self.sinks.iter().filter_map(|sink| Some((sink.name.clone(), lock(&sink.receipt).take()?)));
+        let mut new: Vec<_> = new.collect();
+        new.sort();
+        new
+    }
+
     /// The length at which the next segment is begun.
     pub(crate) fn segment_bytes(&self) -> u64 {
         self.config.segment_bytes.min(self.config.max_bytes / 8)

@@ -20,6 +20,7 @@ use super::chain::{NO_PREVIOUS, Record};
 use super::encode::Previous;
 use super::layout::{EpochFiles, Layout, SegmentPath};
 use super::lines::Lines;
+use super::receipt::ReceiptVerifier;
 use super::retention;
 use crate::identity::Bundles;
 use clean::Clean;
@@ -53,6 +54,8 @@ pub struct VerifyOptions {
     pub bundles: Option<Bundles>,
     /// Checkpoints that were kept elsewhere: signed notes.
     pub checkpoints: Vec<String>,
+    /// What checks the receipts of collectors. Without one they are compared with the checkpoints, and their signatures are not checked.
+    pub collectors: Vec<ReceiptVerifier>,
     /// Grows by the bytes that were looked at, for who waits.
     pub done: AtomicU64,
 }

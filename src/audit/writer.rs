@@ -194,8 +194,9 @@ impl Writer {
         if self.retry_at.is_none()
             && !self.ahead.is_short()
             && self.sealer.is_due(now)
-            && let Some(sealed) = self.sealer.seal(now)
+            && let Some(mut sealed) = self.sealer.seal(now)
         {
+            sealed.receipts = self.shared.new_receipts();
             self.shared.checkpoints.fetch_add(1, Ordering::Release);
             self.take_trail(&TrailEvent::Checkpoint(sealed));
         }
@@ -388,7 +389,10 @@ impl Writer {
             self.tell_gap();
         }
         if ending.close {
-            let checkpoint = self.sealer.seal(Instant::now());
+            let mut checkpoint = self.sealer.seal(Instant::now());
+            if let Some(sealed) = &mut checkpoint {
+                sealed.receipts = self.shared.new_receipts();
+            }
             self.take_trail(&TrailEvent::Close { reason: "stopped", checkpoint });
         }
         self.flush();

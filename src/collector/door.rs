@@ -195,7 +195,7 @@ impl Door {
             locked(&store).take(&batch.bytes, &sender, jiff::Timestamp::now())
         });
         match taken.await {
-            Ok(Ok(counts)) => json(StatusCode::OK, serde_json::json!(counts)),
+            Ok(Ok(taken)) => json(StatusCode::OK, serde_json::json!(taken)),
             Ok(Err(error @ StoreError::Line(_))) => refuse(StatusCode::BAD_REQUEST, &error.to_string()),
             Ok(Err(error)) => {
                 tracing::error!(%error, "the collector cannot store events");
@@ -211,7 +211,7 @@ impl Door {
     fn health(&self) -> Answer {
         let reason = self.metrics.reason();
         let status = if reason.is_some() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
-        let records = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Gap);
+        let records = Kind::ALL.into_iter().filter(|kind| kind.keeps_the_record());
         let evidence: u64 = records.map(|kind| self.metrics.evidence(kind).get()).sum();
         json(
             status,

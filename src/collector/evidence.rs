@@ -26,11 +26,28 @@ pub(crate) enum Kind {
     Late,
     /// Its writer is not its sender, or not the writer of its epoch.
     Foreign,
+    /// A checkpoint that the key of its epoch has not signed; it stays in its chain.
+    BadSignature,
+    /// A checkpoint that is not of the records before it; it stays in its chain.
+    BadCheckpoint,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::BadJson, Self::Flip, Self::Fork, Self::Gap, Self::Late, Self::Foreign];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::BadJson,
+        Self::Flip,
+        Self::Fork,
+        Self::Gap,
+        Self::Late,
+        Self::Foreign,
+        Self::BadSignature,
+        Self::BadCheckpoint,
+    ];
+
+    /// Whether the record itself is kept aside, and not only noted.
+    pub(crate) fn keeps_the_record(self) -> bool {
+        !matches!(self, Self::Gap | Self::BadSignature | Self::BadCheckpoint)
+    }
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -40,6 +57,8 @@ impl Kind {
             Self::Gap => "gap",
             Self::Late => "late",
             Self::Foreign => "foreign",
+            Self::BadSignature => "bad_signature",
+            Self::BadCheckpoint => "bad_checkpoint",
         }
     }
 }

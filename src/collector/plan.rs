@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::evidence::{Evidence, Kind};
 use super::store::Counts;
 use crate::audit::SEGMENT_BYTES;
-use crate::audit::trail::{Epoch, NO_PREVIOUS, Record, Tombstone};
+use crate::audit::trail::{Epoch, NO_PREVIOUS, Range, Record, Tombstone, VerifierKey, body_of, subtrees};
 
 /// The end of a stored chain.
 #[derive(Clone)]
@@ -19,18 +19,38 @@ pub(super) struct Tip {
     pub(super) bytes: u64,
     /// `instance.spiffe_id` of the first stored record, to whom the epoch belongs; `None` before there is one.
     pub(super) writer: Option<String>,
+    /// Over all records of the epoch; `None` where some are not here, or were not seen by this process, until a checkpoint tells.
+    pub(super) tree: Option<Range>,
+    /// What `audit.open` says checks its checkpoints; `None` where it is not here.
+    pub(super) key: Option<VerifierKey>,
 }
 
 impl Tip {
     /// Of a chain of which retention has removed all.
     pub(super) fn removed(stone: &Tombstone) -> Self {
         let (next_seq, hash) = (stone.last_seq + 1, stone.last_hash.clone().into_bytes());
-        Self { next_seq, hash, first_seq: 0, bytes: 0, writer: Some(stone.spiffe_id.clone()) }
+        Self {
+            next_seq,
+            hash,
+            first_seq: 0,
+            bytes: 0,
+            writer: Some(stone.spiffe_id.clone()),
+            tree: None,
+            key: None,
+        }
     }
 
     /// Of a chain of which nothing was ever stored.
     pub(super) fn none() -> Self {
-        Self { next_seq: 0, hash: NO_PREVIOUS.to_vec(), first_seq: 0, bytes: 0, writer: None }
+        Self {
+            next_seq: 0,
+            hash: NO_PREVIOUS.to_vec(),
+            first_seq: 0,
+            bytes: 0,
+            writer: None,
+            tree: Some(Range::default()),
+            key: None,
+        }
     }
 }
 
@@ -42,6 +62,8 @@ pub(super) struct Plan<'s> {
     pub(super) evidence: Evidence<'s>,
     /// The records in `appends`.
     pub(super) added: BTreeMap<(Epoch, u64), Vec<u8>>,
+    /// The newest checkpoint of each epoch that fits the records before it.
+    pub(super) checkpoints: BTreeMap<Epoch, String>,
 }
 
 /// Bytes for one segment.
@@ -55,7 +77,7 @@ pub(super) struct Append {
 impl<'s> Plan<'s> {
     pub(super) fn new(evidence: Evidence<'s>) -> Self {
         let (appends, tips, added) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-        Self { counts: Counts::default(), appends, tips, evidence, added }
+        Self { counts: Counts::default(), appends, tips, evidence, added, checkpoints: BTreeMap::new() }
     }
 
     /// Keeps a record that has no place in a chain.
@@ -87,7 +109,53 @@ impl<'s> Plan<'s> {
         let bytes = at + line.len() as u64 + 1;
         self.added.insert((epoch.clone(), record.seq), record.hash.to_vec());
         let (next_seq, hash) = (record.seq + 1, record.hash.to_vec());
-        self.tips.insert(epoch, Tip { next_seq, hash, first_seq, bytes, writer: tip.writer });
+        let mut tree = tip.tree.filter(|_| !after_hole);
+        let mut key = tip.key;
+        match record.kind {
+            "audit.open" => key = key_in(line),
+            "audit.checkpoint" => tree = self.checkpoint(&epoch, record.seq, line, tree, key.as_ref()),
+            _ => {}
+        }
+        if let Some(tree) = &mut tree {
+            tree.append(record.leaf());
+        }
+        self.tips.insert(epoch, Tip { next_seq, hash, first_seq, bytes, writer: tip.writer, tree, key });
         self.counts.stored += 1;
     }
+
+    /// Compares a checkpoint with `tree`, that of the records before it, and keeps it for a receipt if it fits. Without a tree the
+    /// checkpoint's own is believed from here on, so that the next one can be compared.
+    fn checkpoint(
+        &mut self,
+        epoch: &Epoch,
+        seq: u64,
+        line: &[u8],
+        tree: Option<Range>,
+        key: Option<&VerifierKey>,
+    ) -> Option<Range> {
+        let event: serde_json::Value = serde_json::from_slice(line).unwrap_or_default(); // it is canonical JSON
+        let note = event.pointer("/checkpoint/note").and_then(serde_json::Value::as_str).unwrap_or_default();
+        if let Some(Err(why)) = key.map(|key| key.open(note)) {
+            self.evidence.note(Kind::BadSignature, &format!("record {seq}: {why}"), epoch);
+            return tree;
+        }
+        let said = body_of(note).filter(|said| said.size == seq && said.origin.ends_with(epoch.as_str()));
+        let own = || subtrees(event.get("checkpoint")?, seq);
+        let is_known = tree.is_some();
+        let tree = tree.or_else(own);
+        let fits = said.is_some() && said.map(|said| said.root) == tree.as_ref().and_then(Range::root);
+        if !fits {
+            let why = format!("record {seq}: the checkpoint is not that of the records before it");
+            self.evidence.note(Kind::BadCheckpoint, &why, epoch);
+        } else if is_known {
+            self.checkpoints.insert(epoch.clone(), note.to_owned());
+        }
+        tree.filter(|_| fits || is_known)
+    }
+}
+
+/// The key in an `audit.open`.
+pub(super) fn key_in(line: &[u8]) -> Option<VerifierKey> {
+    let event: serde_json::Value = serde_json::from_slice(line).ok()?;
+    VerifierKey::parse(event.pointer("/open/checkpoint_key")?.as_str()?)
 }

@@ -22,11 +22,13 @@ use serde::Serialize;
 
 use super::evidence::{Evidence, Kind};
 use super::metrics::{CollectorMetrics, Refusing};
-use super::plan::{Append, Plan, Tip};
+use super::plan::{Append, Plan, Tip, key_in};
 use super::room::has_room;
 use super::sender::{Sender, writer_of};
 use crate::audit::AuditError;
-use crate::audit::trail::{self, Disk, EVIDENCE, Epoch, Lines, MAX_LINE, Record, SegmentFile};
+use crate::audit::trail::{
+    self, Disk, EVIDENCE, Epoch, Lines, MAX_LINE, ReceiptKey, Record, SegmentFile, VerifierKey,
+};
 
 use tombs::Tombs;
 
@@ -104,8 +106,19 @@ pub(crate) struct Store {
     looked_up: (String, BTreeMap<u64, Vec<u8>>),
     /// What retention has removed.
     removed: Tombs,
+    receipt_key: ReceiptKey,
     metrics: CollectorMetrics,
     failed: bool,
+}
+
+/// What a sender is told of its batch.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Taken {
+    #[serde(flatten)]
+    pub(crate) counts: Counts,
+    /// For the newest checkpoint of each epoch in it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) receipts: Vec<String>,
 }
 
 impl Store {
@@ -119,9 +132,14 @@ impl Store {
             evidence_bytes: 0,
             looked_up: Default::default(),
             removed: Tombs::open(&dir)?,
+            receipt_key: ReceiptKey::of_store(&dir).map_err(at(&dir))?,
             metrics,
             failed: false,
         };
+        tracing::info!(
+            key = store.receipt_key.verifier().to_text(),
+            "receipts are signed by this key: receipt.pub of the store"
+        );
         store.measure_evidence().map_err(at(&dir))?;
         store.repair_tails().map_err(at(&dir))?;
         Ok(store)
@@ -133,10 +151,10 @@ impl Store {
         batch: &[u8],
         sender: &Sender,
         now: jiff::Timestamp,
-    ) -> Result<Counts, StoreError> {
+    ) -> Result<Taken, StoreError> {
         let taken = self.try_take(batch, sender, now);
         match &taken {
-            Ok(counts) => {
+            Ok(Taken { counts, .. }) => {
                 self.metrics.refusing(None);
                 self.metrics.bytes.inc_by(batch.len() as u64);
                 self.metrics.stored.inc_by(counts.stored);
@@ -154,12 +172,7 @@ impl Store {
         taken
     }
 
-    fn try_take(
-        &mut self,
-        batch: &[u8],
-        sender: &Sender,
-        now: jiff::Timestamp,
-    ) -> Result<Counts, StoreError> {
+    fn try_take(&mut self, batch: &[u8], sender: &Sender, now: jiff::Timestamp) -> Result<Taken, StoreError> {
         if self.failed {
             return Err(StoreError::Failed { path: self.dir.clone() });
         }
@@ -174,7 +187,10 @@ impl Store {
             self.append(append).map_err(at(&self.dir))?;
         }
         self.epochs.extend(plan.tips);
-        Ok(plan.counts)
+        let seconds = u64::try_from(now.as_second()).unwrap_or(0);
+        let receipts =
+            plan.checkpoints.values().filter_map(|note| self.receipt_key.sign(note, seconds)).collect();
+        Ok(Taken { counts: plan.counts, receipts })
     }
 
     fn plan<'s>(
@@ -287,8 +303,16 @@ impl Store {
             if let (Some(last), Some((_, first_seq))) = (found.last, trail::parse_name(&name)) {
                 let (next_seq, hash) = (last.record.seq + 1, last.record.hash.into_bytes());
                 let oldest = segments.first().map_or(name, |(oldest, _)| oldest.clone());
-                let writer = first_writer(&dir.join(oldest))?;
-                return Ok(Tip { next_seq, hash, first_seq, bytes: found.good_bytes, writer });
+                let (writer, key) = first_record(&dir.join(oldest))?;
+                return Ok(Tip {
+                    next_seq,
+                    hash,
+                    first_seq,
+                    bytes: found.good_bytes,
+                    writer,
+                    tree: None,
+                    key,
+                });
             }
         }
         Ok(self.removed.last.get(epoch).map_or_else(Tip::none, Tip::removed))
@@ -414,11 +438,13 @@ impl StoreError {
     }
 }
 
-/// Who wrote the first record of a segment.
-fn first_writer(path: &Path) -> io::Result<Option<String>> {
+/// Who wrote the first record of a segment, and the key that it names.
+fn first_record(path: &Path) -> io::Result<(Option<String>, Option<VerifierKey>)> {
     let mut line = Vec::new();
     BufReader::new(File::open(path)?).take(MAX_LINE as u64).read_until(b'\n', &mut line)?;
-    Ok(Record::parse(line.trim_ascii_end()).ok().map(|record| writer_of(record.instance).into_owned()))
+    let line = line.trim_ascii_end();
+    let writer = Record::parse(line).ok().map(|record| writer_of(record.instance).into_owned());
+    Ok((writer, key_in(line)))
 }
 
 fn hashes_in(path: &Path) -> io::Result<BTreeMap<u64, Vec<u8>>> {

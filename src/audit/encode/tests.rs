@@ -142,7 +142,12 @@ fn open_key() -> OpenKey {
 
 fn sealed() -> Sealed {
     let note = "hospital.local/phiward/records-0/e\n7\nAAAA\n\n\u{2014} n AAAA\n".into();
-    Sealed { size: 7, note, subtrees: vec!["ab".repeat(32); 3] }
+    Sealed {
+        size: 7,
+        note,
+        subtrees: vec!["ab".repeat(32); 3],
+        receipts: vec![("collector".into(), "a\n7\nAAAA\n\n\u{2014} c AAAA\n".into())],
+    }
 }
 
 fn chained(batch: &Batch, text: &str) -> Vec<Vec<u8>> {

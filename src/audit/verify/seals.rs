@@ -4,12 +4,15 @@
 //! the number and the root of the records before it. Where older segments were removed the tree begins with the subtrees that
 //! the first checkpoint holds; signatures cannot be checked then, because the key went with `audit.open`.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use super::super::binding;
 use super::super::chain::Record;
-use super::super::merkle::{self, Range};
+use super::super::merkle::{Hash, Range, subtrees};
 use super::super::note::{Checkpoint, VerifierKey, body_of};
+use super::super::receipt::Receipt;
 use super::clean::Clean;
 use super::{FindingKind, VerifyOptions};
 
@@ -28,6 +31,12 @@ pub(super) struct Seals<'o> {
     /// How many checkpoints there are, and how many records the last one is of.
     pub(super) checkpoints: u64,
     pub(super) covered: u64,
+    /// The roots of the checkpoints so far, for receipts.
+    roots: BTreeMap<u64, Hash>,
+    /// How many receipts the checkpoints carry.
+    receipts: u64,
+    /// The last one that was checked: how many records it is of, and the time, Unix seconds.
+    received: Option<(u64, u64)>,
 }
 
 enum Key {
@@ -50,7 +59,18 @@ impl<'o> Seals<'o> {
         let mut kept: Vec<_> = kept.filter(|(body, _)| is_of(body, epoch)).collect();
         kept.sort_by_key(|(body, _)| std::cmp::Reverse(body.size));
         let tree = (begins_at == 0).then(Range::default);
-        Self { options, epoch, tree, key: Key::Unknown, kept, checkpoints: 0, covered: 0 }
+        Self {
+            options,
+            epoch,
+            tree,
+            key: Key::Unknown,
+            kept,
+            checkpoints: 0,
+            covered: 0,
+            roots: BTreeMap::new(),
+            receipts: 0,
+            received: None,
+        }
     }
 
     /// Whether a segment must be gone through record by record: because the tree begins with a checkpoint in it, or because a
@@ -107,7 +127,22 @@ impl<'o> Seals<'o> {
                 self.checkpoints
             )),
             (Key::None, _) => Some(format!("epoch {epoch} has no signed checkpoints")),
-            _ => None,
+            _ => self.note_of_receipts(),
+        }
+    }
+
+    fn note_of_receipts(&self) -> Option<String> {
+        let (epoch, receipts) = (self.epoch, self.receipts);
+        match self.received {
+            Some((size, time)) => {
+                let time = i64::try_from(time).ok().and_then(|time| jiff::Timestamp::from_second(time).ok());
+                let time = time.map_or_else(String::new, |time| format!(" at {time}"));
+                Some(format!("epoch {epoch}: the collector has signed for the first {size} records{time}"))
+            }
+            None if receipts > 0 => Some(format!(
+                "epoch {epoch} has {receipts} receipts, which were not checked: give --collector-key, the receipt.pub of the collector's store"
+            )),
+            None => None,
         }
     }
 
@@ -141,6 +176,32 @@ impl<'o> Seals<'o> {
         self.tree.get_or_insert(tree);
         self.checkpoints += 1;
         self.covered = seq;
+        self.roots.insert(seq, said.root);
+        let receipts = sealed.get("receipts").and_then(Value::as_object);
+        receipts.into_iter().flatten().try_for_each(|(sink, receipt)| self.receipt(sink, receipt))
+    }
+
+    /// Checks what a collector has signed for, and the checkpoint carries.
+    fn receipt(&mut self, sink: &str, receipt: &Value) -> Result<(), Fault> {
+        let receipt = receipt.as_str().and_then(Receipt::parse).filter(|r| is_of(&r.checkpoint, self.epoch));
+        let Some(receipt) = receipt else {
+            return Err((FindingKind::BadCheckpoint, format!("the receipt by {sink} is none of this epoch")));
+        };
+        self.receipts += 1;
+        let size = receipt.checkpoint.size;
+        if self.roots.get(&size).is_some_and(|root| *root != receipt.checkpoint.root) {
+            let detail =
+                format!("the receipt by {sink} is of other records than the first {size} that are here");
+            return Err((FindingKind::BadCheckpoint, detail));
+        }
+        if self.options.collectors.is_empty() {
+            return Ok(());
+        }
+        let time = self.options.collectors.iter().find_map(|key| key.check(&receipt));
+        let time = time.ok_or_else(|| {
+            (FindingKind::BadSignature, format!("the receipt by {sink} is not signed by the collector's key"))
+        })?;
+        self.received = Some((size, time));
         Ok(())
     }
 
@@ -190,13 +251,6 @@ pub(super) fn of_no_epoch<'o>(
         let epoch = body.origin.rsplit('/').next().unwrap_or_default().to_owned();
         (epoch, body.size)
     })
-}
-
-/// The tree that a checkpoint holds of the `size` records before it.
-fn subtrees(sealed: &Value, size: u64) -> Option<Range> {
-    let roots = sealed.get("subtrees")?.as_array()?.iter();
-    let roots: Option<Vec<_>> = roots.map(|root| root.as_str().and_then(merkle::from_hex)).collect();
-    Range::of_subtrees(size, &roots?)
 }
 
 fn is_of(body: &Checkpoint, epoch: &str) -> bool {

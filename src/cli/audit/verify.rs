@@ -25,6 +25,9 @@ pub struct VerifyArgs {
     /// A checkpoint that was kept elsewhere: the trail must still have what it signs. Can be repeated
     #[arg(long = "checkpoint", value_name = "FILE")]
     checkpoints: Vec<PathBuf>,
+    /// What checks the receipts of a collector: the file receipt.pub of its store. Can be repeated
+    #[arg(long = "collector-key", value_name = "FILE")]
+    collectors: Vec<PathBuf>,
     /// How to report
     #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
     format: ReportFormat,
@@ -132,7 +135,13 @@ fn options(args: &VerifyArgs) -> Result<VerifyOptions, String> {
                 .ok_or_else(|| format!("{}: this is no checkpoint (a signed note)", file.display()))
         })
     });
+    let collectors = args.collectors.iter().map(|file| {
+        let key = read(file)?;
+        audit::ReceiptVerifier::parse(key.trim())
+            .ok_or_else(|| format!("{}: this is no collector's key (NAME+ID+KEY)", file.display()))
+    });
     Ok(VerifyOptions {
+        collectors: collectors.collect::<Result<_, _>>()?,
         bundles,
         checkpoints: checkpoints.collect::<Result<_, _>>()?,
         ..VerifyOptions::default()
