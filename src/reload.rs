@@ -233,6 +233,7 @@ mod tests {
             durability: Durability::Write,
             on_failure: OnFailure::Deny,
             segment_bytes: 1 << 20,
+            key: None,
         };
         let audit = Audit::start(config, &InstanceFacts::default(), &[]).unwrap();
         let published = watch::Sender::new(policy("mode: shadow\n"));

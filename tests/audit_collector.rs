@@ -19,6 +19,7 @@ fn with_collector(store: &Path, test: impl FnOnce(SocketAddr)) {
     let config = CollectorConfig {
         bind: ([127, 0, 0, 1], 0).into(),
         store: store.into(),
+        key: None,
         tls: None,
         relays: Vec::new(),
         retention: Retention::default(),

@@ -74,6 +74,7 @@ impl Stored {
         let config = CollectorConfig {
             bind: ([127, 0, 0, 1], 0).into(),
             store: self.path().into(),
+            key: None,
             tls: None,
             relays: Vec::new(),
             retention,
@@ -207,6 +208,7 @@ fn a_tombstone_that_was_changed_is_named_and_the_collector_does_not_go_on() {
     let config = CollectorConfig {
         bind: ([127, 0, 0, 1], 0).into(),
         store: stored.path().into(),
+        key: None,
         tls: None,
         relays: Vec::new(),
         retention: MAX_AGE,

@@ -58,6 +58,7 @@ impl Running {
         let (collector, addr) = Collector::bind(CollectorConfig {
             bind,
             store: store.into(),
+            key: None,
             tls,
             relays: Vec::new(),
             retention: Retention::default(),
@@ -502,6 +503,7 @@ fn a_store_has_one_collector_and_is_repaired_after_a_crash() {
     let second = Collector::bind(CollectorConfig {
         bind: local(),
         store: store.path().into(),
+        key: None,
         tls: None,
         relays: Vec::new(),
         retention: Retention::default(),

@@ -11,17 +11,17 @@ use std::process::ExitCode;
 use audit_support::*;
 use clap::Parser;
 use phiward::audit::Follower;
-use phiward::cli::audit::{AuditCommand, run};
+use phiward::cli::audit::{AuditArgs, run};
 
 #[derive(clap::Parser)]
 struct Cli {
-    #[command(subcommand)]
-    command: AuditCommand,
+    #[command(flatten)]
+    args: AuditArgs,
 }
 
 fn exit_code(args: &[&str], dir: &Path) -> String {
     let args = ["audit"].iter().chain(args).copied().chain([dir.to_str().unwrap()]);
-    format!("{:?}", run(Cli::try_parse_from(args).unwrap().command))
+    format!("{:?}", run(Cli::try_parse_from(args).unwrap().args))
 }
 
 /// If this fails, a script takes a broken chain, or a wrong folder, for a good trail.

@@ -70,6 +70,7 @@ impl Spool {
             durability: Durability::Write,
             on_failure: OnFailure::Deny,
             segment_bytes: phiward::audit::SEGMENT_BYTES,
+            key: None,
         };
         let instance = InstanceFacts {
             service: "records".into(),

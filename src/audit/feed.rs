@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::batch;
+use super::cipher::{self, Opener};
 use super::cursor::Place;
 use super::progress::SinkState;
 use super::spool::{Segment, Shared};
@@ -73,6 +74,16 @@ pub(crate) fn find(shared: &Shared, place: Option<Place>) -> (u64, u64) {
     }
 }
 
+/// Whole lines of a segment.
+pub(crate) struct Read {
+    /// As they are sent, so not encrypted.
+    pub(crate) lines: Bytes,
+    /// How many they are.
+    pub(crate) events: u64,
+    /// How long they are in the segment.
+    pub(crate) stored: u64,
+}
+
 /// Reads whole lines into `buffer`: at most `wanted` bytes and `most` lines.
 pub(crate) fn read_lines(
     path: &Path,
@@ -80,7 +91,7 @@ pub(crate) fn read_lines(
     wanted: u64,
     most: usize,
     mut buffer: Vec<u8>,
-) -> io::Result<(Bytes, u64)> {
+) -> io::Result<Read> {
     buffer.clear();
     buffer.reserve(wanted as usize); // a batch limit: a few MiB at most
     let mut file = File::open(path)?;
@@ -101,5 +112,19 @@ pub(crate) fn read_lines(
         )));
     }
     buffer.truncate(end);
-    Ok((Bytes::from(buffer), events))
+    let stored = end as u64;
+    if !buffer.split(|byte| *byte == b'\n').any(cipher::is_encrypted) {
+        return Ok(Read { lines: Bytes::from(buffer), events, stored });
+    }
+    let (mut opener, mut opened) = (Opener::default(), Vec::new());
+    let mut all = Vec::with_capacity(buffer.len());
+    for line in buffer.split_inclusive(|byte| *byte == b'\n') {
+        if opener.line(line.strip_suffix(b"\n").unwrap_or(line), &mut opened)? {
+            all.extend_from_slice(&opened);
+            all.push(b'\n');
+        } else {
+            all.extend_from_slice(line);
+        }
+    }
+    Ok(Read { lines: Bytes::from(all), events, stored })
 }

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::cipher::{Cipher, Opener, SpoolKey};
 use super::encode::Batch;
 use super::segment::Disk;
 
@@ -38,6 +39,8 @@ const MARK_MAGIC: u32 = 0x7068_6d31;
 /// Ends in the version of the file's layout.
 const OWNER_MAGIC: u32 = 0x7068_6f32;
 const FRAME_MAGIC: u32 = 0x7068_6631;
+/// Of a frame whose events are encrypted.
+const ENCRYPTED_FRAME_MAGIC: u32 = 0x7068_6632;
 const FRAME_HEAD: usize = 24;
 /// A half holds what a busy worker records in some milliseconds, and both together stay in a CPU's cache.
 const HALF_BYTES: u64 = 256 * 1024;
@@ -53,6 +56,7 @@ pub(crate) struct Journal {
     /// The last event in each half.
     last: [u64; 2],
     frame: Vec<u8>,
+    cipher: Option<Cipher>,
 }
 
 /// The writer's hold on a journal: it says in it how far the segments have come.
@@ -109,6 +113,7 @@ impl Journal {
         worker: u64,
         max_bytes: u64,
         owner: &Owner,
+        key: Option<&SpoolKey>,
     ) -> io::Result<(Self, Marker)> {
         let path = dir.join(format!("{PREFIX}{worker}"));
         let file =
@@ -125,7 +130,8 @@ impl Journal {
         let marker = Marker { file: file.clone(), turn: AtomicU64::new(0) };
         let half_bytes = half_bytes(max_bytes);
         let frame = Vec::with_capacity(16 * 1024);
-        Ok((Self { file, half_bytes, half: 0, at: 0, last: [0; 2], frame }, marker))
+        let cipher = key.map(Cipher::new).transpose()?;
+        Ok((Self { file, half_bytes, half: 0, at: 0, last: [0; 2], frame, cipher }, marker))
     }
 
     /// Keeps an event that is not in the batch yet: a summary that still counts, or, with its number, one that is complete
@@ -144,7 +150,7 @@ impl Journal {
         (head, tail): (&[u8], &[u8]),
     ) -> io::Result<()> {
         debug_assert!(slot < SLOTS && fits_slot(head.len() + tail.len()));
-        kept::encode(&mut self.frame, number, head, tail);
+        kept::encode(&mut self.frame, number, head, tail, self.cipher.as_mut())?;
         disk.write_at(&self.file, &self.frame, HEADER_BYTES + (slot * kept::SLOT_BYTES) as u64)
     }
 
@@ -161,7 +167,7 @@ impl Journal {
         last: u64,
         appended: u64,
     ) -> io::Result<bool> {
-        encode_frame(&mut self.frame, batch, skip, last);
+        encode_frame(&mut self.frame, batch, skip, last, self.cipher.as_mut())?;
         let len = self.frame.len() as u64;
         if self.at + len > self.half_bytes {
             let other = 1 - self.half;
@@ -269,10 +275,10 @@ pub(crate) fn read(path: &Path) -> io::Result<Option<Left>> {
     let marks = MARK_SLOTS.iter().filter_map(|at| decode_mark(&header[*at as usize..]));
     let mark = marks.max_by_key(|mark| mark.position).unwrap_or_default();
     let mut frames: Vec<(u64, Vec<(u64, Event)>)> =
-        halves.chunks(halves.len().div_ceil(2).max(1)).map(read_half).collect();
+        halves.chunks(halves.len().div_ceil(2).max(1)).map(read_half).collect::<io::Result<_>>()?;
     frames.sort_by_key(|(first, _)| *first);
     let journaled = frames.into_iter().flat_map(|(_, events)| events);
-    let events = kept::join(journaled, slots).filter(|(position, _)| *position > mark.position);
+    let events = kept::join(journaled, slots)?.filter(|(position, _)| *position > mark.position);
     let events = events.map(|(_, event)| event).collect();
     Ok(Some(Left { owner, mark, events }))
 }
@@ -281,7 +287,13 @@ type Event = (Vec<u8>, Vec<u8>);
 
 /// A frame: magic, length of what follows the frame's head, checksum of all after it, number of events, number of the last
 /// one; then the lengths of each event's head and tail, then their bytes.
-fn encode_frame(frame: &mut Vec<u8>, batch: &Batch, skip: usize, last: u64) {
+fn encode_frame(
+    frame: &mut Vec<u8>,
+    batch: &Batch,
+    skip: usize,
+    last: u64,
+    cipher: Option<&mut Cipher>,
+) -> io::Result<()> {
     frame.clear();
     frame.resize(FRAME_HEAD, 0);
     let mut events = 0u32;
@@ -292,21 +304,29 @@ fn encode_frame(frame: &mut Vec<u8>, batch: &Batch, skip: usize, last: u64) {
         frame.extend_from_slice(tail);
         events += 1;
     }
+    let mut magic = FRAME_MAGIC;
+    if let Some(cipher) = cipher {
+        magic = ENCRYPTED_FRAME_MAGIC;
+        let mut events = frame.split_off(FRAME_HEAD);
+        cipher.seal(&mut events)?;
+        frame.append(&mut events);
+    }
     let len = (frame.len() - FRAME_HEAD) as u32;
-    frame[..4].copy_from_slice(&FRAME_MAGIC.to_le_bytes());
+    frame[..4].copy_from_slice(&magic.to_le_bytes());
     frame[4..8].copy_from_slice(&len.to_le_bytes());
     frame[12..16].copy_from_slice(&events.to_le_bytes());
     frame[16..24].copy_from_slice(&last.to_le_bytes());
     let sum = crc32fast::hash(&frame[12..]);
     frame[8..12].copy_from_slice(&sum.to_le_bytes());
+    Ok(())
 }
 
 /// The events of a half with their numbers, and the first number. What an older turn left behind the newest frames has lower
 /// numbers, and a frame that a kill cut short has a wrong checksum: both end the half.
-fn read_half(half: &[u8]) -> (u64, Vec<(u64, Event)>) {
+fn read_half(half: &[u8]) -> io::Result<(u64, Vec<(u64, Event)>)> {
     let mut found: Vec<(u64, Event)> = Vec::new();
     let mut at = 0;
-    while let Some((last, events, len)) = decode_frame(&half[at..]) {
+    while let Some((last, events, len)) = decode_frame(&half[at..])? {
         if found.last().is_some_and(|(newest, _)| last <= *newest) {
             break;
         }
@@ -314,21 +334,32 @@ fn read_half(half: &[u8]) -> (u64, Vec<(u64, Event)>) {
         found.extend((first..).zip(events));
         at += len;
     }
-    (found.first().map_or(0, |(first, _)| *first), found)
+    Ok((found.first().map_or(0, |(first, _)| *first), found))
 }
 
-fn decode_frame(at: &[u8]) -> Option<(u64, Vec<Event>, usize)> {
-    if u32_at(at, 0)? != FRAME_MAGIC {
-        return None;
+/// A frame: the number of its last event, its events, and its length. None where there is none that is whole.
+///
+/// # Errors
+/// It is encrypted with a key that this process does not have.
+fn decode_frame(at: &[u8]) -> io::Result<Option<(u64, Vec<Event>, usize)>> {
+    let Some((magic, frame)) = whole_frame(at) else { return Ok(None) };
+    let mut events = frame[FRAME_HEAD..].to_vec();
+    if magic == ENCRYPTED_FRAME_MAGIC && !Opener::default().open(&mut events)? {
+        return Ok(None);
     }
+    Ok(events_in(frame, &events).map(|(last, events)| (last, events, frame.len())))
+}
+
+fn whole_frame(at: &[u8]) -> Option<(u32, &[u8])> {
+    let magic = u32_at(at, 0).filter(|magic| [FRAME_MAGIC, ENCRYPTED_FRAME_MAGIC].contains(magic))?;
     let end = FRAME_HEAD.checked_add(u32_at(at, 4)? as usize)?;
     let frame = at.get(..end)?;
-    if u32_at(frame, 8)? != crc32fast::hash(&frame[12..]) {
-        return None;
-    }
-    let (count, last) = (u32_at(frame, 12)?, u64_at(frame, 16)?);
+    (u32_at(frame, 8)? == crc32fast::hash(&frame[12..])).then_some((magic, frame))
+}
+
+fn events_in(head: &[u8], mut rest: &[u8]) -> Option<(u64, Vec<Event>)> {
+    let (count, last) = (u32_at(head, 12)?, u64_at(head, 16)?);
     let mut events = Vec::new();
-    let mut rest = &frame[FRAME_HEAD..];
     for _ in 0..count {
         let (head, tail) = (u32_at(rest, 0)? as usize, u32_at(rest, 4)? as usize);
         let (head, after) = rest.get(8..)?.split_at_checked(head)?;
@@ -336,7 +367,7 @@ fn decode_frame(at: &[u8]) -> Option<(u64, Vec<Event>, usize)> {
         events.push((head.to_vec(), tail.to_vec()));
         rest = after;
     }
-    Some((last, events, end))
+    Some((last, events))
 }
 
 fn decode_mark(slot: &[u8]) -> Option<Mark> {

@@ -3,11 +3,16 @@
 //! Owns the buffer alone. A line longer than a record may be is given in part and marked, so that a hostile or damaged file
 //! cannot make a reader hold it.
 
+use std::fs::File;
 use std::io::{self, Read};
+use std::path::Path;
 
 use super::chain::MAX_LINE;
+use super::cipher::{self, Opener};
 
 const BUFFER: usize = 256 * 1024;
+/// The longest line in a file.
+const MAX_STORED: usize = cipher::line_bytes(MAX_LINE);
 
 /// A line without its line end.
 #[derive(Debug, Clone, Copy)]
@@ -19,12 +24,14 @@ pub(crate) struct Line<'b> {
     pub(crate) number: u64,
     /// Whether it ends with a line end; only the last line of a file, or one that is too long, may not.
     pub(crate) whole: bool,
+    /// How long it is in the file, where it may be encrypted.
+    stored: usize,
 }
 
 impl Line<'_> {
     /// Where the next line begins.
     pub(crate) fn end(&self) -> u64 {
-        self.offset + self.bytes.len() as u64 + u64::from(self.whole)
+        self.offset + self.stored as u64 + u64::from(self.whole)
     }
 }
 
@@ -36,17 +43,28 @@ pub(crate) struct Lines<R> {
     filled: usize,
     offset: u64,
     number: u64,
+    opener: Opener,
+    opened: Vec<u8>,
 }
 
 impl<R: Read> Lines<R> {
     pub(crate) fn new(source: R) -> Self {
-        Self { source, buffer: vec![0; BUFFER], from: 0, filled: 0, offset: 0, number: 0 }
+        Self {
+            source,
+            buffer: vec![0; BUFFER],
+            from: 0,
+            filled: 0,
+            offset: 0,
+            number: 0,
+            opener: Opener::default(),
+            opened: Vec::new(),
+        }
     }
 
-    /// The next line, or `None` at the end.
+    /// The next line, opened where it is encrypted, or `None` at the end.
     ///
     /// # Errors
-    /// What the reader says.
+    /// What the reader says, or that a key is missing.
     pub(crate) fn next(&mut self) -> io::Result<Option<Line<'_>>> {
         let mut searched = 0;
         let (len, whole) = loop {
@@ -55,7 +73,7 @@ impl<R: Read> Lines<R> {
                 break (searched + at, true);
             }
             searched = unread.len();
-            if searched > MAX_LINE {
+            if searched > MAX_STORED {
                 break (searched, false);
             }
             if self.fill()? == 0 {
@@ -70,7 +88,10 @@ impl<R: Read> Lines<R> {
         self.from += len + usize::from(whole);
         self.offset += len as u64 + u64::from(whole);
         self.number += 1;
-        Ok(Some(Line { bytes: &self.buffer[from..from + len], offset, number: self.number, whole }))
+        let stored = &self.buffer[from..from + len];
+        let is_opened = whole && self.opener.line(stored, &mut self.opened)?;
+        let bytes = if is_opened { &self.opened } else { stored };
+        Ok(Some(Line { bytes, offset, number: self.number, whole, stored: len }))
     }
 
     fn fill(&mut self) -> io::Result<usize> {
@@ -88,6 +109,15 @@ impl<R: Read> Lines<R> {
             }
         }
     }
+}
+
+/// The first line of a file; empty where there is none that is whole.
+///
+/// # Errors
+/// The file cannot be read, or is encrypted with a key that was not given.
+pub(crate) fn first_of(path: &Path) -> io::Result<Vec<u8>> {
+    let mut lines = Lines::new(File::open(path)?);
+    Ok(lines.next()?.filter(|line| line.whole).map_or_else(Vec::new, |line| line.bytes.to_vec()))
 }
 
 #[cfg(test)]

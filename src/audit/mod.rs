@@ -20,6 +20,7 @@ mod batch;
 mod binding;
 mod chain;
 mod check;
+mod cipher;
 mod clock;
 mod coalesce;
 mod cursor;
@@ -72,6 +73,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 pub use account::{Access, AccessKind, Account, Caller, PolicyChange, TrailFacts, account};
+pub use cipher::SpoolKey;
 pub use event::{
     AccessComplete, AccessDecision, ConnFacts, ConnFragment, ConnRejected, ControlEvent, Decision, Direction,
     EVENT_TYPES, HttpFacts, InstanceFacts, PolicyFragment, PostureFacts, ResponseFacts, ShadowFacts,
@@ -83,7 +85,7 @@ pub use progress::SinkStatus;
 pub use prove::{Proof, ProveError, Proven, check_proof, prove};
 pub use pseudonym::{KeyFileError, MIN_KEY_BYTES, Pseudonym, PseudonymKey};
 pub use query::{Answer, Field, Query, Row, query};
-pub use read::{Follower, bytes, for_each};
+pub use read::{Follower, bytes, for_each, lines_of};
 pub use receipt::ReceiptVerifier;
 pub use recorder::{Recorded, Recorder, RecorderSeed, Reservation, Unavailable};
 pub use secret::{Credentials, SecretError, SecretFile};
@@ -97,6 +99,7 @@ pub use verify::{
 };
 
 use chain::{Chain, Epoch};
+use cipher::Cipher;
 use clock::{InstantText, unix_ns};
 use encode::{Batch, TrailEvent};
 use progress::SinkState;
@@ -108,8 +111,9 @@ use writer::{Message, Writer};
 /// What a collector shares with the spool: one format, one way to check it.
 pub(crate) mod trail {
     pub(crate) use super::chain::{Epoch, MAX_LINE, NO_PREVIOUS, Record};
+    pub(crate) use super::cipher::{Cipher, line_bytes};
     pub(crate) use super::layout::EVIDENCE;
-    pub(crate) use super::lines::Lines;
+    pub(crate) use super::lines::{Lines, first_of};
     pub(crate) use super::merkle::{Range, subtrees};
     pub(crate) use super::note::{VerifierKey, body_of};
     pub(crate) use super::receipt::ReceiptKey;
@@ -223,7 +227,9 @@ impl Audit {
             return Err(AuditError::TooSmall { path });
         }
         check_names(sinks)?;
-        let found = recover::recover(&config.dir)?;
+        let cipher = config.key.as_deref().map(Cipher::new).transpose();
+        let mut cipher = cipher.map_err(io_error)?;
+        let found = recover::recover(&config.dir, cipher.as_mut())?;
         let last_epoch =
             found.segments.last().and_then(|(name, _)| segment::parse_name(name)).map(|(epoch, _)| epoch);
         let chain = Chain::new(Epoch::generate(unix_ns() / 1_000_000, last_epoch.as_ref()));
@@ -241,7 +247,8 @@ impl Audit {
             tls: instance.tls,
         };
         let instance = encode::instance(instance);
-        let (chain, file) = begin(&config, chain, &mut sealer, &opened, &instance).map_err(io_error)?;
+        let (chain, file) =
+            begin(&config, chain, &mut sealer, cipher.as_mut(), &opened, &instance).map_err(io_error)?;
         let name = segment::name(chain.epoch(), 0);
         segments.push_back(Segment { ordinal: segments.len() as u64, name, bytes: file.len() });
         let other_bytes = recover::other_bytes(&config.dir).map_err(io_error)?;
@@ -251,7 +258,7 @@ impl Audit {
         shared.written_events.store(1, Ordering::Release);
         shared.written_bytes.store(file.len(), Ordering::Release);
         let (sender, inbox) = mpsc::channel();
-        let writer = Writer::new(shared.clone(), inbox, chain, sealer, file);
+        let writer = Writer::new(shared.clone(), inbox, chain, sealer, file, cipher);
         let threads = start_threads(writer, shared.clone()).map_err(io_error)?;
         Ok(Self { shared, writer: sender, threads: Some(threads), lock: Some(found.lock) })
     }
@@ -357,6 +364,7 @@ fn begin(
     config: &SpoolConfig,
     mut chain: Chain,
     sealer: &mut Sealer,
+    cipher: Option<&mut Cipher>,
     opened: &TrailEvent,
     instance: &[u8],
 ) -> std::io::Result<(Chain, SegmentFile)> {
@@ -367,11 +375,20 @@ fn begin(
     for (head, tail) in batch.pieces() {
         sealer.append(chain.append(&mut line, head, instance, tail));
     }
+    let line = encrypted(cipher, line)?;
     let disk = Disk::default();
     file.append(&disk, &line)?;
     disk.sync(file.file())?;
     disk.sync(&segment::open_dir(&config.dir)?)?;
     Ok((chain, file))
+}
+
+/// Whole lines as they are written.
+fn encrypted(cipher: Option<&mut Cipher>, lines: Vec<u8>) -> std::io::Result<Vec<u8>> {
+    let Some(cipher) = cipher else { return Ok(lines) };
+    let mut out = Vec::new();
+    cipher.lines(&mut out, &lines)?;
+    Ok(out)
 }
 
 fn start_threads(writer: Writer, shared: Arc<Shared>) -> std::io::Result<Threads> {

@@ -49,25 +49,12 @@ impl PseudonymKey {
     /// # Errors
     /// The file cannot be read, or holds fewer than [`MIN_KEY_BYTES`] bytes of key.
     pub fn from_file(path: &Path) -> Result<Self, KeyFileError> {
-        let mut bytes = Vec::new();
-        std::fs::File::open(path)
-            .and_then(|file| file.take(MAX_KEY_FILE_BYTES + 1).read_to_end(&mut bytes))
-            .map_err(|error| KeyFileError::Read { path: path.into(), error })?;
-        let length = || KeyFileError::Length { path: path.into() };
-        if bytes.len() as u64 > MAX_KEY_FILE_BYTES {
-            return Err(length());
-        }
-        Self::from_bytes(&bytes).ok_or_else(length)
+        key_of_file(path).map(|key| Self(hmac::Key::new(hmac::HMAC_SHA256, &key)))
     }
 
     /// Takes a key from the content of a key file; `None` when it is shorter than [`MIN_KEY_BYTES`].
     pub fn from_bytes(content: &[u8]) -> Option<Self> {
-        // Only text has a line end to trim: one raw key in 256 ends with the byte 0x0a by chance.
-        let is_text = content.iter().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace());
-        let trimmed = if is_text { content.trim_ascii() } else { content };
-        let decoded = unhex(trimmed);
-        let key = decoded.as_deref().unwrap_or(trimmed);
-        (key.len() >= MIN_KEY_BYTES).then(|| Self(hmac::Key::new(hmac::HMAC_SHA256, key)))
+        key_in(content).map(|key| Self(hmac::Key::new(hmac::HMAC_SHA256, &key)))
     }
 
     /// The pseudonym of `identifier`, byte for byte: callers pass what the policy matched, so that a search finds it.
@@ -77,6 +64,30 @@ impl PseudonymKey {
         cut.copy_from_slice(&tag.as_ref()[..16]); // an HMAC-SHA-256 tag has 32 bytes
         Pseudonym(cut)
     }
+}
+
+/// The key in a file, hexadecimal or raw.
+///
+/// # Errors
+/// The file cannot be read, or holds fewer than [`MIN_KEY_BYTES`] bytes of key.
+pub(crate) fn key_of_file(path: &Path) -> Result<Vec<u8>, KeyFileError> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_KEY_FILE_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(|error| KeyFileError::Read { path: path.into(), error })?;
+    let length = || KeyFileError::Length { path: path.into() };
+    if bytes.len() as u64 > MAX_KEY_FILE_BYTES {
+        return Err(length());
+    }
+    key_in(&bytes).ok_or_else(length)
+}
+
+fn key_in(content: &[u8]) -> Option<Vec<u8>> {
+    // Only text has a line end to trim: one raw key in 256 ends with the byte 0x0a by chance.
+    let is_text = content.iter().all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace());
+    let trimmed = if is_text { content.trim_ascii() } else { content };
+    let key = unhex(trimmed).unwrap_or_else(|| trimmed.to_vec());
+    (key.len() >= MIN_KEY_BYTES).then_some(key)
 }
 
 impl Pseudonym {

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use super::batch;
 use super::chain::Record;
+use super::cipher::{Cipher, SpoolKey};
+use super::encrypted;
 use super::recover::QUARANTINE;
 
 /// A batch that was set aside.
@@ -26,7 +28,7 @@ pub(crate) struct Kept {
 ///
 /// # Errors
 /// The disk's; then nothing was set aside.
-pub(crate) fn keep(dir: &Path, sink: &str, batch: &[u8]) -> io::Result<Kept> {
+pub(crate) fn keep(dir: &Path, sink: &str, batch: &[u8], key: Option<&SpoolKey>) -> io::Result<Kept> {
     let spool = File::open(dir)?;
     let dir = dir.join(QUARANTINE);
     std::fs::create_dir_all(&dir)?;
@@ -48,7 +50,8 @@ pub(crate) fn keep(dir: &Path, sink: &str, batch: &[u8]) -> io::Result<Kept> {
     let known = path.exists();
     let temporary = path.with_extension("new");
     let mut file = File::create(&temporary)?;
-    file.write_all(batch)?;
+    let mut cipher = key.map(Cipher::new).transpose()?;
+    file.write_all(&encrypted(cipher.as_mut(), batch.to_vec())?)?;
     file.sync_all()?;
     std::fs::rename(&temporary, &path)?;
     File::open(&dir)?.sync_all()?;
@@ -63,10 +66,10 @@ mod tests {
     #[test]
     fn two_batches_have_two_files_and_one_batch_has_one() {
         let dir = tempfile::tempdir().unwrap();
-        let a = keep(dir.path(), "collector", b"damaged\n").unwrap();
-        let b = keep(dir.path(), "collector", b"damaged too\n").unwrap();
+        let a = keep(dir.path(), "collector", b"damaged\n", None).unwrap();
+        let b = keep(dir.path(), "collector", b"damaged too\n", None).unwrap();
         assert_ne!(a.path, b.path);
-        assert_eq!(keep(dir.path(), "collector", b"damaged\n").unwrap().path, a.path);
+        assert_eq!(keep(dir.path(), "collector", b"damaged\n", None).unwrap().path, a.path);
         assert_eq!(std::fs::read(a.path).unwrap(), b"damaged\n");
         assert!(!a.only_quarantine_events);
     }

@@ -23,8 +23,11 @@ pub fn for_each(dir: &Path, mut sink: impl FnMut(&[u8]) -> io::Result<()>) -> io
     layout.segments().try_for_each(|segment| lines_of(&segment.path, &mut sink))
 }
 
-/// Hands every line of one segment to `sink`.
-pub(crate) fn lines_of(segment: &Path, mut sink: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+/// Hands every whole line of one file to `sink`, opened where it is encrypted.
+///
+/// # Errors
+/// The file cannot be read, a key is missing, or what `sink` returns.
+pub fn lines_of(segment: &Path, mut sink: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
     let mut lines = Lines::new(File::open(segment)?);
     while let Some(line) = lines.next()? {
         if line.whole {

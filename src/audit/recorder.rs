@@ -120,7 +120,13 @@ fn open_journal(shared: &Shared, link: &WorkerLink) -> Option<Journal> {
         return None;
     }
     let owner = Owner::new(shared.epoch.clone(), shared.instance.clone());
-    match Journal::create(&shared.config.dir, number, shared.config.max_bytes, &owner) {
+    match Journal::create(
+        &shared.config.dir,
+        number,
+        shared.config.max_bytes,
+        &owner,
+        shared.config.key.as_deref(),
+    ) {
         Ok((journal, marker)) => {
             shared.free.fetch_sub(bytes, Ordering::AcqRel);
             let _ = link.marker.set(marker); // the link is new

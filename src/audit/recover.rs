@@ -11,6 +11,7 @@ use std::path::Path;
 
 use super::AuditError;
 use super::chain::{Epoch, NO_PREVIOUS, Record};
+use super::cipher::Cipher;
 use super::encode::Previous;
 use super::lines::Lines;
 use super::{replay, segment};
@@ -38,11 +39,11 @@ pub(crate) struct Recovered {
     pub(crate) recovered: u64,
 }
 
-/// Locks the folder (made if it is missing) and repairs its newest segment.
+/// Locks the folder (made if it is missing) and repairs its newest segment; what it appends is encrypted with `cipher`.
 ///
 /// # Errors
 /// Another process uses it, or it cannot be read or changed.
-pub(crate) fn recover(dir: &Path) -> Result<Recovered, AuditError> {
+pub(crate) fn recover(dir: &Path, cipher: Option<&mut Cipher>) -> Result<Recovered, AuditError> {
     let io_error = |error| AuditError::Spool { path: dir.into(), error };
     let lock = lock_dir(dir)?;
     let mut segments = segment::list(dir).map_err(io_error)?;
@@ -62,7 +63,7 @@ pub(crate) fn recover(dir: &Path) -> Result<Recovered, AuditError> {
         }
         segments.pop(); // nothing was left of it
     }
-    let recovered = replay::bring_over(dir, &mut segments, &mut last).map_err(io_error)?;
+    let recovered = replay::bring_over(dir, &mut segments, &mut last, cipher).map_err(io_error)?;
     if let Some((name, _)) = segments.last() {
         // Costs only space where it fails.
         let _ = segment::release(&dir.join(name));

@@ -10,7 +10,9 @@ use std::io;
 use std::path::Path;
 
 use super::chain::{Chain, Epoch, Record};
+use super::cipher::Cipher;
 use super::encode::Previous;
+use super::encrypted;
 use super::journal::{self, Left};
 use super::lines::Lines;
 use super::recover::Last;
@@ -25,6 +27,7 @@ pub(crate) fn bring_over(
     dir: &Path,
     segments: &mut [(String, u64)],
     last: &mut Option<Last>,
+    cipher: Option<&mut Cipher>,
 ) -> io::Result<u64> {
     let mut recovered = 0;
     if let (Some(last), Some((name, len))) = (last.as_mut(), segments.last().cloned()) {
@@ -43,7 +46,7 @@ pub(crate) fn bring_over(
             }
         }
         if recovered > 0 {
-            let len = append(&dir.join(&name), len, &out)?;
+            let len = append(&dir.join(&name), len, &encrypted(cipher, out)?)?;
             if let Some(newest) = segments.last_mut() {
                 newest.1 = len;
             }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::clock::unix_ns;
 use super::cursor::{CursorFile, Place};
 use super::encode::TrailEvent;
-use super::feed::{count_in_background, find, older_segments, read_lines};
+use super::feed::{Read, count_in_background, find, older_segments, read_lines};
 use super::progress::SinkState;
 use super::sink::{Answer, BatchLimit, Refusal, Sink, SinkConfig};
 use super::sink_http::Route;
@@ -85,6 +85,7 @@ pub struct Shipper {
 struct Current {
     /// What is still to be delivered, the next part last.
     parts: Vec<Bytes>,
+    /// Of the segment.
     bytes: u64,
     events: u64,
     own_epoch: bool,
@@ -208,10 +209,9 @@ impl Shipper {
             let read =
                 tokio::task::spawn_blocking(move || read_lines(&path, offset, wanted, most, buffer)).await;
             match read.unwrap_or_else(|_| Err(io::Error::other("reading was interrupted"))) {
-                Ok((lines, events)) => {
-                    let bytes = lines.len() as u64;
-                    let more = !is_last || available > bytes;
-                    return Some(Current { parts: vec![lines], bytes, events, own_epoch, more });
+                Ok(Read { lines, events, stored }) => {
+                    let more = !is_last || available > stored;
+                    return Some(Current { parts: vec![lines], bytes: stored, events, own_epoch, more });
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !is_last => {
                     tracing::error!(
@@ -383,7 +383,9 @@ impl Shipper {
 
     async fn quarantine(&self, refused: &Bytes, refusal: Refusal) -> io::Result<()> {
         let (dir, sink, lines) = (self.shared.config.dir.clone(), self.state.name.clone(), refused.clone());
-        let kept = tokio::task::spawn_blocking(move || quarantine::keep(&dir, &sink, &lines)).await;
+        let key = self.shared.config.key.clone();
+        let kept =
+            tokio::task::spawn_blocking(move || quarantine::keep(&dir, &sink, &lines, key.as_deref())).await;
         let kept = kept.map_err(io::Error::other)??;
         let events = batch::count(refused);
         tracing::error!(sink = self.state.name, reason = refusal.reason, status = refusal.status, events,

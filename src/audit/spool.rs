@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
 
+use super::cipher::SpoolKey;
 use super::encode::Batch;
 use super::journal::Marker;
 use super::progress::SinkState;
@@ -41,6 +42,8 @@ pub struct SpoolConfig {
     pub on_failure: OnFailure,
     /// The length at which the next segment is begun (see [`SEGMENT_BYTES`]); at most an eighth of `max_bytes` is used.
     pub segment_bytes: u64,
+    /// What is written is encrypted with this key; without one it is plain text.
+    pub key: Option<Arc<SpoolKey>>,
 }
 
 /// When an event counts as recorded.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::ahead::{self, Ahead, Look};
 use super::chain::Chain;
+use super::cipher::Cipher;
 use super::clock::{InstantText, unix_ns};
 use super::encode::{Batch, TrailEvent};
 use super::event::ControlEvent;
@@ -50,6 +51,10 @@ pub(crate) struct Writer {
     chain: Chain,
     sealer: Sealer,
     segment: SegmentFile,
+    /// Encrypts what is written, where the spool has a key.
+    cipher: Option<Cipher>,
+    /// A record that is not encrypted yet.
+    plain: Vec<u8>,
     ahead: Ahead,
     clock: InstantText,
     /// Records that were chained and not written yet.
@@ -81,6 +86,7 @@ impl Writer {
         chain: Chain,
         sealer: Sealer,
         segment: SegmentFile,
+        cipher: Option<Cipher>,
     ) -> Self {
         let clock = InstantText::new();
         let (out, owed) = (Vec::with_capacity(MAX_WRITE / 4), Vec::new());
@@ -91,6 +97,8 @@ impl Writer {
             chain,
             sealer,
             segment,
+            cipher,
+            plain: Vec::new(),
             ahead,
             clock,
             out,
@@ -181,7 +189,19 @@ impl Writer {
     fn chain_up(&mut self, batch: &Batch) {
         let before = self.out.len();
         for (head, tail) in batch.pieces() {
-            let record = self.chain.append(&mut self.out, head, &self.shared.instance, tail);
+            let record = match &mut self.cipher {
+                None => self.chain.append(&mut self.out, head, &self.shared.instance, tail),
+                Some(cipher) => {
+                    self.plain.clear();
+                    let record = self.chain.append(&mut self.plain, head, &self.shared.instance, tail);
+                    if let Err(error) = cipher.lines(&mut self.out, &self.plain) {
+                        // It never does: the key and the length are what the library takes.
+                        tracing::error!(%error, "an audit record cannot be encrypted");
+                        self.shared.set_health(Health::Poisoned, Some(error.to_string()));
+                    }
+                    record
+                }
+            };
             self.sealer.append(record);
             self.out_events += 1;
         }

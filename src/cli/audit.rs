@@ -20,7 +20,17 @@ pub use verify::{ProveArgs, VerifyArgs};
 
 use super::times::{When, clock, event_time, parse_when};
 use super::{fail, progress, table};
-use crate::audit::{self, Follower, Paint};
+use crate::audit::{self, Follower, Paint, SpoolKey};
+
+/// The tools of the audit trail, and the keys that they may need.
+#[derive(Debug, clap::Args)]
+pub struct AuditArgs {
+    /// The key of an encrypted spool or store (encryption_key_file). Can be repeated, where it was replaced
+    #[arg(long = "spool-key", value_name = "FILE", global = true)]
+    spool_keys: Vec<PathBuf>,
+    #[command(subcommand)]
+    command: AuditCommand,
+}
 
 /// The tools of the audit trail. DIR is a sidecar's spool or a collector's store.
 #[derive(Debug, clap::Subcommand)]
@@ -74,6 +84,11 @@ pub enum AuditCommand {
         #[arg(long)]
         rebuild: bool,
     },
+    /// Print a file of an encrypted spool or store as plain text: a batch of quarantine/, or evidence
+    Decrypt {
+        /// The file
+        file: PathBuf,
+    },
     /// An account of a time: who reached what, what was refused, which policies were in force, what became of the trail
     ///
     /// The trail is verified too. Exit code 0: it is as it was written; 1: it is not; 2: it cannot be read.
@@ -104,14 +119,20 @@ pub enum ExportFormat {
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Runs one command and says how it ended.
-pub fn run(command: AuditCommand) -> ExitCode {
-    match command {
+pub fn run(args: AuditArgs) -> ExitCode {
+    for file in &args.spool_keys {
+        if let Err(error) = SpoolKey::from_file(file) {
+            return fail(&error, 2);
+        }
+    }
+    match args.command {
         AuditCommand::Verify(args) => verify::verify(args),
         AuditCommand::Prove(args) => verify::prove(&args),
         AuditCommand::Tail { dir, follow, lines } => finish(&dir, tail(&dir, follow, lines)),
         AuditCommand::Export { dir, format, since, until } => {
             finish(&dir, export(&dir, format, since, until))
         }
+        AuditCommand::Decrypt { file } => finish(&file, decrypt(&file)),
         AuditCommand::Index { dir, rebuild } => index(&dir, rebuild),
         AuditCommand::Query(args) => query::query(*args),
         AuditCommand::Report(args) => report::report(&args),
@@ -133,6 +154,15 @@ fn tail(dir: &Path, follow: bool, lines: usize) -> io::Result<()> {
         std::thread::sleep(LOOK_EVERY);
         new = follower.new_lines()?;
     }
+}
+
+fn decrypt(file: &Path) -> io::Result<()> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    audit::lines_of(file, |line| {
+        out.write_all(line)?;
+        out.write_all(b"\n")
+    })?;
+    out.flush()
 }
 
 fn index(dir: &Path, rebuild: bool) -> ExitCode {

@@ -45,8 +45,7 @@ enum Command {
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
     /// Tools for the audit trail, on a spool or a collector's store.
-    #[command(subcommand)]
-    Audit(audit::AuditCommand),
+    Audit(audit::AuditArgs),
     /// Run the embedded collector: receive, verify and store audit events.
     Collect(collect::CollectArgs),
     /// A development CA, SVIDs from it, and a look at any SVID.
@@ -64,7 +63,7 @@ pub fn main() -> ExitCode {
         Command::Dev(args) => dev::dev(args),
         Command::Check(args) => run::check(args),
         Command::Policy(command) => policy::run(command),
-        Command::Audit(command) => audit::run(command),
+        Command::Audit(args) => audit::run(args),
         Command::Collect(args) => collect::collect(args),
         Command::Identity(command) => identity::run(command),
         Command::K8s(command) => k8s::run(command),

@@ -29,7 +29,7 @@ pub use metrics::CollectorMetrics;
 pub use retention::Retention;
 pub use store::{Counts, StoreError};
 
-use crate::audit;
+use crate::audit::{self, SpoolKey};
 use crate::identity::SpiffeId;
 use door::Door;
 use store::Store;
@@ -48,6 +48,8 @@ pub struct CollectorConfig {
     pub bind: SocketAddr,
     /// The folder of the store; it is made if it is missing, and only one process may use it.
     pub store: PathBuf,
+    /// The store is encrypted with this key; without one it is plain text.
+    pub key: Option<Arc<SpoolKey>>,
     /// The newest TLS configuration. Without one it speaks plain HTTP, which only a loopback address should.
     pub tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
     /// Who may bring records that others have written.
@@ -97,7 +99,8 @@ impl Collector {
         listener.set_nonblocking(true).map_err(bind_error)?;
         let local = listener.local_addr().map_err(bind_error)?;
         let metrics = CollectorMetrics::new()?;
-        let store = Arc::new(Mutex::new(Store::open(config.store.clone(), metrics.clone())?));
+        let store =
+            Arc::new(Mutex::new(Store::open(config.store.clone(), config.key.as_deref(), metrics.clone())?));
         let door = Door::new(store.clone(), metrics, config.relays);
         let (dir, retention) = (config.store, config.retention);
         Ok((Self { listener, bind: local, tls: config.tls, door, store, dir, retention }, local))

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use super::evidence::{Evidence, Kind};
 use super::store::Counts;
 use crate::audit::SEGMENT_BYTES;
-use crate::audit::trail::{Epoch, NO_PREVIOUS, Range, Record, Tombstone, VerifierKey, body_of, subtrees};
+use crate::audit::trail::{
+    Epoch, NO_PREVIOUS, Range, Record, Tombstone, VerifierKey, body_of, line_bytes, subtrees,
+};
 
 /// The end of a stored chain.
 #[derive(Clone)]
@@ -64,20 +66,32 @@ pub(super) struct Plan<'s> {
     pub(super) added: BTreeMap<(Epoch, u64), Vec<u8>>,
     /// The newest checkpoint of each epoch that fits the records before it.
     pub(super) checkpoints: BTreeMap<Epoch, String>,
+    /// Whether lines are longer on the disk than they are.
+    encrypts: bool,
 }
 
 /// Bytes for one segment.
 pub(super) struct Append {
     pub(super) epoch: Epoch,
     pub(super) first_seq: u64,
+    /// Where in the segment.
     pub(super) at: u64,
+    /// Not encrypted yet.
     pub(super) bytes: Vec<u8>,
 }
 
 impl<'s> Plan<'s> {
-    pub(super) fn new(evidence: Evidence<'s>) -> Self {
+    pub(super) fn new(evidence: Evidence<'s>, encrypts: bool) -> Self {
         let (appends, tips, added) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-        Self { counts: Counts::default(), appends, tips, evidence, added, checkpoints: BTreeMap::new() }
+        Self {
+            counts: Counts::default(),
+            appends,
+            tips,
+            evidence,
+            added,
+            checkpoints: BTreeMap::new(),
+            encrypts,
+        }
     }
 
     /// Keeps a record that has no place in a chain.
@@ -96,7 +110,8 @@ impl<'s> Plan<'s> {
         after_hole: bool,
     ) {
         let is_first = tip.bytes == 0;
-        let full = tip.bytes + line.len() as u64 + 1 > SEGMENT_BYTES;
+        let stored = if self.encrypts { line_bytes(line.len()) } else { line.len() + 1 } as u64;
+        let full = tip.bytes + stored > SEGMENT_BYTES;
         let begins = is_first || full || after_hole;
         let (first_seq, at) = if begins { (record.seq, 0) } else { (tip.first_seq, tip.bytes) };
         let open = self.appends.iter().position(|a| !begins && a.epoch == epoch && a.first_seq == first_seq);
@@ -106,7 +121,7 @@ impl<'s> Plan<'s> {
         });
         self.appends[open].bytes.extend_from_slice(line);
         self.appends[open].bytes.push(b'\n');
-        let bytes = at + line.len() as u64 + 1;
+        let bytes = at + stored;
         self.added.insert((epoch.clone(), record.seq), record.hash.to_vec());
         let (next_seq, hash) = (record.seq + 1, record.hash.to_vec());
         let mut tree = tip.tree.filter(|_| !after_hole);

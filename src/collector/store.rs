@@ -12,9 +12,10 @@
 
 mod tombs;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -25,10 +26,10 @@ use super::metrics::{CollectorMetrics, Refusing};
 use super::plan::{Append, Plan, Tip, key_in};
 use super::room::has_room;
 use super::sender::{Sender, writer_of};
-use crate::audit::AuditError;
 use crate::audit::trail::{
-    self, Disk, EVIDENCE, Epoch, Lines, MAX_LINE, ReceiptKey, Record, SegmentFile, VerifierKey,
+    self, Cipher, Disk, EVIDENCE, Epoch, Lines, MAX_LINE, ReceiptKey, Record, SegmentFile, VerifierKey,
 };
+use crate::audit::{AuditError, SpoolKey};
 
 use tombs::Tombs;
 
@@ -107,6 +108,8 @@ pub(crate) struct Store {
     /// What retention has removed.
     removed: Tombs,
     receipt_key: ReceiptKey,
+    /// Encrypts what is written, where the store has a key.
+    cipher: Option<Cipher>,
     metrics: CollectorMetrics,
     failed: bool,
 }
@@ -122,7 +125,11 @@ pub(crate) struct Taken {
 }
 
 impl Store {
-    pub(crate) fn open(dir: PathBuf, metrics: CollectorMetrics) -> Result<Self, StoreError> {
+    pub(crate) fn open(
+        dir: PathBuf,
+        key: Option<&SpoolKey>,
+        metrics: CollectorMetrics,
+    ) -> Result<Self, StoreError> {
         let lock = trail::lock_dir(&dir)?;
         let mut store = Self {
             dir: dir.clone(),
@@ -132,6 +139,7 @@ impl Store {
             evidence_bytes: 0,
             looked_up: Default::default(),
             removed: Tombs::open(&dir)?,
+            cipher: key.map(Cipher::new).transpose().map_err(at(&dir))?,
             receipt_key: ReceiptKey::of_store(&dir).map_err(at(&dir))?,
             metrics,
             failed: false,
@@ -199,7 +207,7 @@ impl Store {
         sender: &Sender,
         evidence: Evidence<'s>,
     ) -> Result<Plan<'s>, StoreError> {
-        let mut plan = Plan::new(evidence);
+        let mut plan = Plan::new(evidence, self.cipher.is_some());
         let mut lines = Lines::new(batch);
         let mut scratch = Vec::new();
         let mut found = Vec::new();
@@ -352,7 +360,8 @@ impl Store {
             }
         }
         let mut file = if is_new { SegmentFile::create(path)? } else { SegmentFile::open(path, append.at)? };
-        file.append(&self.disk, &append.bytes)?;
+        let stored = stored(&mut self.cipher, &append.bytes)?;
+        file.append(&self.disk, &stored)?;
         let synced = self.disk.sync(file.file()).and_then(|()| {
             if is_new {
                 self.disk.sync(&trail::open_dir(&dir)?)?;
@@ -385,7 +394,7 @@ impl Store {
         std::fs::create_dir_all(&dir)?;
         let mut file =
             OpenOptions::new().append(true).create(true).mode(0o640).open(dir.join(EVIDENCE_FILE))?;
-        file.write_all(bytes)?;
+        file.write_all(&stored(&mut self.cipher, bytes)?)?;
         let synced = self.disk.sync(&file).and_then(|()| {
             self.disk.sync(&trail::open_dir(&dir)?)?;
             self.disk.sync(&trail::open_dir(&self.dir)?) // it may just have been made
@@ -438,13 +447,19 @@ impl StoreError {
     }
 }
 
+/// Whole lines as they stand on the disk.
+fn stored<'l>(cipher: &mut Option<Cipher>, lines: &'l [u8]) -> io::Result<Cow<'l, [u8]>> {
+    let Some(cipher) = cipher else { return Ok(Cow::Borrowed(lines)) };
+    let mut out = Vec::new();
+    cipher.lines(&mut out, lines)?;
+    Ok(Cow::Owned(out))
+}
+
 /// Who wrote the first record of a segment, and the key that it names.
 fn first_record(path: &Path) -> io::Result<(Option<String>, Option<VerifierKey>)> {
-    let mut line = Vec::new();
-    BufReader::new(File::open(path)?).take(MAX_LINE as u64).read_until(b'\n', &mut line)?;
-    let line = line.trim_ascii_end();
-    let writer = Record::parse(line).ok().map(|record| writer_of(record.instance).into_owned());
-    Ok((writer, key_in(line)))
+    let line = trail::first_of(path)?;
+    let writer = Record::parse(&line).ok().map(|record| writer_of(record.instance).into_owned());
+    Ok((writer, key_in(&line)))
 }
 
 fn hashes_in(path: &Path) -> io::Result<BTreeMap<u64, Vec<u8>>> {

@@ -239,6 +239,8 @@ pub struct AuditConfig {
     pub on_failure: crate::audit::OnFailure,
     /// The key of the pseudonyms.
     pub key_file: PathBuf,
+    /// Encrypts the spool; without one it is plain text.
+    pub spool_key_file: Option<PathBuf>,
     /// Who the events are sent to.
     pub sinks: Vec<SinkConfig>,
 }
@@ -328,6 +330,8 @@ pub struct CollectorConfig {
     pub bind: SocketAddr,
     /// The folder of the store.
     pub store: PathBuf,
+    /// Encrypts the store; without one it is plain text.
+    pub key_file: Option<PathBuf>,
     /// Who may bring records that others have written.
     pub relays: Vec<SpiffeId>,
     /// How much the store keeps.

@@ -56,7 +56,10 @@ pub fn collector() -> Value {
             "identity": {"$ref": "#/$defs/identity"},
             "tls": tls(),
             "bind": address("mTLS: whoever has a valid SVID of a known trust domain may send."),
-            "store": object(&["dir"], json!({"dir": path("What it receives. One process at a time.")})),
+            "store": object(&["dir"], json!({
+                "dir": path("What it receives. One process at a time."),
+                "encryption_key_file": path("Encrypts it; plain text without one. `openssl rand -hex 32` makes one."),
+            })),
             "relays": identities("Who may bring records that others have written."),
             "retention": retention,
             "admin": object(&[], json!({"bind": address("Loopback unless told: 127.0.0.1:15201.")})),
@@ -209,6 +212,7 @@ fn audit() -> Value {
             "dir": path("The durable local log; one process at a time."),
             "max_bytes": size("The most disk that it takes: 1 MiB or more, 1GiB by default."),
             "durability": {"enum": ["write", "fsync", "fsync_before_forward"], "description": "When an event counts as recorded."},
+            "encryption_key_file": path("Encrypts it; plain text without one. `openssl rand -hex 32` makes one."),
         }),
     );
     object(

@@ -81,8 +81,9 @@ pub(super) fn read_collector(r: &Reading<'_>, root: &Node) -> Option<CollectorCo
     let store = f.required("store").and_then(|n| {
         let mut f = r.fields(n, "store")?;
         let dir = f.required("dir").and_then(|n| r.path(n, "dir"));
+        let key_file = f.optional("encryption_key_file").map(|n| r.path(n, "encryption_key_file"));
         f.finish();
-        dir
+        Some((dir?, transpose(key_file)?))
     });
     let relays = f.optional("relays").map_or(Some(Vec::new()), |n| Some(r.identities(n, "relays")?.to_vec()));
     let admin = f.optional("admin").map_or(Some(default_admin(COLLECTOR_ADMIN_PORT)), |n| {
@@ -90,11 +91,13 @@ pub(super) fn read_collector(r: &Reading<'_>, root: &Node) -> Option<CollectorCo
     });
     let retention = f.optional("retention").map_or(Some(Retention::default()), |n| read_retention(r, n));
     f.finish();
+    let (store, key_file) = store?;
     Some(CollectorConfig {
         identity: identity?,
         tls: tls?,
         bind: bind?,
-        store: store?,
+        store,
+        key_file,
         relays: relays?,
         retention: retention?,
         admin: admin?,
@@ -170,8 +173,9 @@ fn read_audit(r: &Reading<'_>, node: &Node) -> Option<AuditConfig> {
             ];
             r.reader.one_of(n, "durability", &words)
         });
+        let key_file = f.optional("encryption_key_file").map(|n| r.path(n, "encryption_key_file"));
         f.finish();
-        Some((dir?, max_bytes?, durability?))
+        Some((dir?, max_bytes?, durability?, transpose(key_file)?))
     });
     let on_failure = f.optional("on_failure").map_or(Some(OnFailure::Deny), |n| {
         let words = [("deny", OnFailure::Deny), ("allow_with_gap", OnFailure::AllowWithGap)];
@@ -180,13 +184,14 @@ fn read_audit(r: &Reading<'_>, node: &Node) -> Option<AuditConfig> {
     let key_file = f.required("key_file").and_then(|n| r.path(n, "key_file"));
     let sinks = f.optional("sinks").map_or(Some(Vec::new()), |n| read_sinks(r, n));
     f.finish();
-    let (dir, max_bytes, durability) = spool?;
+    let (dir, max_bytes, durability, spool_key_file) = spool?;
     Some(AuditConfig {
         dir,
         max_bytes,
         durability,
         on_failure: on_failure?,
         key_file: key_file?,
+        spool_key_file,
         sinks: sinks?,
     })
 }

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use super::StartError;
 use super::loaded::load_identity;
+use crate::audit::SpoolKey;
 use crate::collector::{self, Collector, CollectorError};
 use crate::config::CollectorConfig;
 
@@ -33,6 +34,7 @@ impl BoundCollector {
         let (collector, address) = Collector::bind(collector::CollectorConfig {
             bind: config.bind,
             store: config.store.clone(),
+            key: config.key_file.as_deref().map(SpoolKey::from_file).transpose()?,
             tls: Some(newest_server),
             relays: config.relays.clone(),
             retention: config.retention,

@@ -7,7 +7,7 @@ use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
 
 use super::{StartError, shipping};
-use crate::audit::PseudonymKey;
+use crate::audit::{PseudonymKey, SpoolKey};
 use crate::config::{BundleEndpoint, IdentityConfig, IdentitySource, SidecarConfig};
 use crate::identity::{FileContents, FilePaths, TrustDomain};
 use crate::policy::{Finding, Policy};
@@ -23,6 +23,7 @@ pub struct Loaded {
     pub(super) origin: Origin,
     pub(super) policy: Option<(PathBuf, Vec<u8>, Policy)>,
     pub(super) pseudonyms: PseudonymKey,
+    pub(super) spool_key: Option<Arc<SpoolKey>>,
 }
 
 impl Loaded {
@@ -34,8 +35,9 @@ impl Loaded {
         let (tls, origin) = load_identity(&config.identity, config.tls)?;
         let policy = config.policy.as_ref().map(load_policy).transpose()?;
         let pseudonyms = PseudonymKey::from_file(&config.audit.key_file)?;
+        let spool_key = config.audit.spool_key_file.as_deref().map(SpoolKey::from_file).transpose()?;
         shipping::check(&config.audit.sinks)?;
-        Ok(Self { config, tls, origin, policy, pseudonyms })
+        Ok(Self { config, tls, origin, policy, pseudonyms, spool_key })
     }
 
     /// One line each about what was loaded, for `phiward check`.

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 
 use crate::admin::{self, AdminState, Health};
 use crate::audit::{
-    self, Audit, AuditError, InstanceFacts, KeyFileError, PostureFacts, SecretError, SpoolConfig,
+    self, Audit, AuditError, InstanceFacts, KeyFileError, PostureFacts, SecretError, SpoolConfig, SpoolKey,
 };
 use crate::collector::CollectorError;
 use crate::config::{
@@ -144,7 +144,7 @@ impl Sidecar {
     /// # Errors
     /// What could not be started; nothing keeps running then.
     pub async fn start(loaded: Loaded, log: Option<LogLevel>) -> Result<Self, StartError> {
-        let Loaded { config, tls, origin, policy, pseudonyms } = loaded;
+        let Loaded { config, tls, origin, policy, pseudonyms, spool_key } = loaded;
         let pseudonyms = Arc::new(pseudonyms);
         let bound = Bound::bind(&config).await?;
         let sinks: Vec<audit::SinkConfig> = config.audit.sinks.iter().map(|sink| sink.sink.clone()).collect();
@@ -153,7 +153,7 @@ impl Sidecar {
                 "no audit sink: when the spool is full, on_failure applies, as nothing may be deleted"
             );
         }
-        let audit = Audit::start(spool_config(&config), &instance(&config, &tls), &sinks)?;
+        let audit = Audit::start(spool_config(&config, spool_key), &instance(&config, &tls), &sinks)?;
         let internal = |error: prometheus::Error| StartError::Internal(error.to_string());
         let metrics = Metrics::new().map_err(internal)?;
         metrics.watch_sinks(audit.status_reader()).map_err(internal)?;
@@ -404,13 +404,14 @@ fn spawn_workers(
     Ok((inboxes, threads))
 }
 
-fn spool_config(config: &SidecarConfig) -> SpoolConfig {
+fn spool_config(config: &SidecarConfig, key: Option<Arc<SpoolKey>>) -> SpoolConfig {
     SpoolConfig {
         dir: config.audit.dir.clone(),
         max_bytes: config.audit.max_bytes,
         segment_bytes: audit::SEGMENT_BYTES,
         durability: config.audit.durability,
         on_failure: config.audit.on_failure,
+        key,
     }
 }
 

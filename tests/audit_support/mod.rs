@@ -22,6 +22,7 @@ pub fn config(dir: &Path) -> SpoolConfig {
         durability: Durability::Write,
         on_failure: OnFailure::Deny,
         segment_bytes: 64 * 1024,
+        key: None,
     }
 }
 

@@ -68,6 +68,6 @@ for mode in deny allow_with_gap; do
   kill -TERM "$sidecar_pid" && wait "$sidecar_pid" || true
   passed_requests=$(cat before during after | grep -c 200)
   check "each request that passed is in the trail, or counted" equal "$(($(allows $name) + $(counted $name allowed)))" "$passed_requests"
-  check "each refusal is counted" equal "$(counted $name denied)" "$(grep -c 503 during || true)"
+  check "each refusal is counted" equal "$(counted $name denied)" "$(cat before during | grep -c 503 || true)"
   check "the trail verifies" eval "$phiward audit verify $name/audit >verify.txt"
 done

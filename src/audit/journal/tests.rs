@@ -34,8 +34,12 @@ struct Written {
 
 impl Written {
     fn new() -> Self {
+        Self::with_key(None)
+    }
+
+    fn with_key(key: Option<&SpoolKey>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (journal, marker) = Journal::create(dir.path(), 0, SPOOL_BYTES, &owner()).unwrap();
+        let (journal, marker) = Journal::create(dir.path(), 0, SPOOL_BYTES, &owner(), key).unwrap();
         Self { dir, journal, marker, disk: Disk::default(), last: 0 }
     }
 
@@ -65,6 +69,23 @@ fn what_was_journaled_is_read_back_in_order() {
     let left = written.left();
     assert_eq!((left.owner, left.mark), (owner(), Mark::default()));
     assert_eq!(left.events, pieces(&batch(1, 6)));
+}
+
+/// If this fails, what encryption hides stands in a journal, or a killed process loses what its journal held.
+#[test]
+fn an_encrypted_journal_is_read_back_and_shows_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("key"), [203; 32]).unwrap();
+    let key = SpoolKey::from_file(&dir.path().join("key")).unwrap();
+    let mut written = Written::with_key(Some(&key));
+    for events in [1, 3, 2] {
+        assert!(written.append(events, 0));
+    }
+    let counting = pieces(&batch(40, 1)).remove(0);
+    written.journal.keep(&written.disk, 3, None, (&counting.0, &counting.1)).unwrap();
+    let shown = std::fs::read(written.path()).unwrap();
+    assert!(!shown.windows(9).any(|part| part == b"audit.gap"));
+    assert_eq!(written.left().events, [pieces(&batch(1, 6)), vec![counting]].concat());
 }
 
 /// If this fails, the part of a batch that was journaled in an earlier turn is recovered twice.
@@ -184,7 +205,7 @@ fn a_journal_of_another_boot_is_known_as_such() {
 fn journals_are_listed_by_worker_and_removed() {
     let dir = tempfile::tempdir().unwrap();
     for worker in [10, 2, 0] {
-        Journal::create(dir.path(), worker, SPOOL_BYTES, &owner()).unwrap();
+        Journal::create(dir.path(), worker, SPOOL_BYTES, &owner(), None).unwrap();
     }
     std::fs::write(dir.path().join("journal-x"), "").unwrap();
     let names: Vec<_> = list(dir.path()).unwrap();

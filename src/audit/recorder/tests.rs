@@ -17,6 +17,7 @@ fn config(durability: Durability, on_failure: OnFailure) -> SpoolConfig {
         durability,
         on_failure,
         segment_bytes: 1 << 24,
+        key: None,
     }
 }
 

@@ -11,7 +11,8 @@ use crate::audit::{
 
 fn start(dir: &Path, durability: Durability, on_failure: OnFailure) -> Audit {
     let max_bytes = 64 * MIN_SPOOL_BYTES;
-    let config = SpoolConfig { dir: dir.into(), max_bytes, durability, on_failure, segment_bytes: 4096 };
+    let config =
+        SpoolConfig { dir: dir.into(), max_bytes, durability, on_failure, segment_bytes: 4096, key: None };
     Audit::start(config, &InstanceFacts::default(), &[]).unwrap()
 }
 

@@ -4,15 +4,14 @@
 //! when it arrived, because that is evidence.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
 use super::super::retention::Candidate;
 use super::{Store, StoreError, at, writer_of};
 use crate::audit::trail::{
-    self, Damage, Disk, Epoch, MAX_LINE, NO_PREVIOUS, RETENTION, Record, SegmentFile, Tombstone,
+    self, Damage, Disk, Epoch, NO_PREVIOUS, RETENTION, Record, SegmentFile, Tombstone,
 };
 
 /// What was removed.
@@ -94,9 +93,8 @@ impl Store {
         else {
             return Ok(None);
         };
-        let mut line = Vec::new();
-        BufReader::new(File::open(path)?).take(MAX_LINE as u64).read_until(b'\n', &mut line)?;
-        let Ok(first) = Record::parse(line.trim_ascii_end()) else { return Ok(None) };
+        let line = trail::first_of(path)?;
+        let Ok(first) = Record::parse(&line) else { return Ok(None) };
         let before = self.removed.last.get(&candidate.epoch);
         let (next_seq, hash) =
             before.map_or((0, &NO_PREVIOUS[..]), |stone| (stone.last_seq + 1, stone.last_hash.as_bytes()));
