@@ -251,8 +251,6 @@ fn passed_over(dir: &Path, path: &Path, query: &Query) -> rusqlite::Result<HashS
 fn open_to_write(path: &Path) -> rusqlite::Result<Connection> {
     let index = Connection::open(path)?;
     index.busy_timeout(PATIENCE)?;
-    // It can be made anew: a power failure may cost it.
-    index.pragma_update(None, "synchronous", "OFF")?;
     if form(&index)? != FORM {
         index.execute_batch("BEGIN IMMEDIATE; DROP TABLE IF EXISTS segment; DROP TABLE IF EXISTS term;")?;
         index.execute_batch(TABLES)?;

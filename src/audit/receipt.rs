@@ -4,7 +4,7 @@
 //! checkpoints of [`super::note`]. A sidecar carries them in its own trail, so that whoever holds one of the two copies cannot
 //! change what the other has signed for.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -50,9 +50,7 @@ impl ReceiptKey {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let der = Ed25519KeyPair::generate_pkcs8v1(&SystemRandom::new()).map_err(io::Error::other)?;
                 let der = der.as_ref().to_vec();
-                let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-                file.write_all(&der)?;
-                file.sync_all()?;
+                keep(dir, &der)?;
                 der
             }
             Err(error) => return Err(error),
@@ -77,6 +75,16 @@ impl ReceiptKey {
         let blob = [&self.verifier.id()[..], &unix_seconds.to_be_bytes(), signature.as_ref()].concat();
         Some(format!("{body}\n\n{SIGNATURE}{} {}\n", self.verifier.name, BASE64.encode(blob)))
     }
+}
+
+/// Writes the key whole or not at all: half a key would stand in the way of every start.
+fn keep(dir: &Path, key: &[u8]) -> io::Result<()> {
+    let new = dir.join("receipt.new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(key)?;
+    file.sync_all()?;
+    std::fs::rename(&new, dir.join(KEY_FILE))?;
+    File::open(dir)?.sync_all()
 }
 
 impl ReceiptVerifier {

@@ -152,7 +152,9 @@ fn keep_indexed(store: Weak<Mutex<Store>>, dir: PathBuf) {
     let work = move || {
         let mut told = false;
         while store.strong_count() > 0 {
-            match audit::index(&dir, false, &AtomicU64::new(0)) {
+            let done = AtomicU64::new(0);
+            // One that is broken is made anew: it is nothing but a help.
+            match audit::index(&dir, false, &done).or_else(|_| audit::index(&dir, true, &done)) {
                 Ok(_) => told = false,
                 Err(error) if !told => {
                     tracing::warn!(%error, "the index of the store is not up to date, so queries are slower");

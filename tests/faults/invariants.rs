@@ -47,7 +47,7 @@ pub fn check(mesh: &Mesh, plan: &Plan) -> Result<Tally, String> {
         let spool = dir.join(side).join("audit");
         let wrong = |wrong| format!("{side}: {wrong}");
         let events = lines_of(&spool)?;
-        verified(&spool).map_err(wrong)?;
+        verified(&spool, dir).map_err(wrong)?;
         delivered(&events, &store, mesh.liars[at].withheld()).map_err(wrong)?;
         let kept = events.iter().chain(lines_of(&spool.join("quarantine"))?.iter()).cloned().collect();
         let trail = Trail::merge(side, kept, &store).map_err(wrong)?;
@@ -122,13 +122,23 @@ fn lines_of(dir: &Path) -> Result<Vec<String>, String> {
     files.sort();
     let mut lines = Vec::new();
     for file in files {
-        let text = std::fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
-        if !text.is_empty() && !text.ends_with('\n') {
+        let raw = std::fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+        if !raw.is_empty() && !raw.ends_with(b"\n") {
             return Err(format!("{}: the last line is not whole", file.display()));
         }
-        lines.extend(text.lines().map(str::to_owned));
+        lines.extend(opened(&file)?);
     }
     Ok(lines)
+}
+
+/// The lines of a file, as its owner reads them.
+fn opened(file: &Path) -> Result<Vec<String>, String> {
+    let mut lines = Vec::new();
+    let read = phiward::audit::lines_of(file, |line| {
+        lines.push(text(line));
+        Ok(())
+    });
+    read.map(|()| lines).map_err(|error| format!("{}: {error}", file.display()))
 }
 
 /// What the collector has.
@@ -147,8 +157,8 @@ impl Store {
                 }
             }
         }
-        let evidence = std::fs::read_to_string(dir.join("evidence/evidence.jsonl")).unwrap_or_default();
-        let evidence = evidence.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let evidence = opened(&dir.join("evidence/evidence.jsonl")).unwrap_or_default();
+        let evidence = evidence.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
         Ok(Self { chained, evidence })
     }
 
@@ -160,12 +170,29 @@ impl Store {
 }
 
 /// The spool is whole: `audit verify` says so, the program's own exit code.
-fn verified(dir: &Path) -> Result<(), String> {
-    let output = Command::new(binary()).args(["audit", "verify"]).arg(dir).output().unwrap();
+fn verified(dir: &Path, run: &Path) -> Result<(), String> {
+    let output = verify(dir, run).output().unwrap();
     if output.status.success() {
         return Ok(());
     }
     Err(format!("audit verify: {}{}", text(&output.stdout), text(&output.stderr)))
+}
+
+/// `audit verify` with the run's key and its collector's, so that receipts are checked too.
+fn verify(dir: &Path, run: &Path) -> Command {
+    let mut command = Command::new(binary());
+    command.args(["audit", "verify", "--collector-key"]).arg(run.join("collector/store/receipt.pub"));
+    let key = run.join("spool.key");
+    if key.exists() {
+        command.arg("--spool-key").arg(key);
+    }
+    command.arg(dir);
+    command
+}
+
+/// What a collector has signed for is good news.
+fn speaks_of_loss(note: &Value) -> bool {
+    !note.as_str().unwrap_or_default().contains("has signed for the first")
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -308,12 +335,13 @@ fn the_store_tells(
     all: &BTreeMap<String, Event>,
     plan: &Plan,
 ) -> Result<(), String> {
-    let output =
-        Command::new(binary()).args(["audit", "verify", "--format", "json"]).arg(dir).output().unwrap();
+    let run = dir.ancestors().nth(2).unwrap(); // RUN/collector/store
+    let output = verify(dir, run).args(["--format", "json"]).output().unwrap();
     let report: Value = serde_json::from_slice(&output.stdout)
         .map_err(|error| format!("audit verify of the store: {error}: {}", text(&output.stderr)))?;
     let missing = all.len() - store.chained.len();
-    let told = report["intact"] == false || report["notes"].as_array().is_some_and(|notes| !notes.is_empty());
+    let told = report["intact"] == false
+        || report["notes"].as_array().is_some_and(|notes| notes.iter().any(speaks_of_loss));
     if missing > 0 && !told {
         return Err(format!("the store misses {missing} records and does not tell"));
     }

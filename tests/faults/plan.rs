@@ -17,6 +17,8 @@ pub struct Plan {
     /// So small a spool that it is full within the run.
     pub small_spool: bool,
     pub clients: u32,
+    /// Spools and store are encrypted.
+    pub encrypted: bool,
     pub steps: Vec<Step>,
 }
 
@@ -76,6 +78,7 @@ impl Plan {
             mesh: ["h2", "h2", "h1"][rng.usize(0..3)],
             small_spool,
             clients: rng.u32(2..=8),
+            encrypted: false,
             steps: Vec::new(),
         };
         for _ in 0..rng.u32(2..=5) {
@@ -87,6 +90,7 @@ impl Plan {
             let after = Duration::from_millis(rng.u64(10..150));
             plan.steps.insert(at, Step { after, fault: Fault::FillSpool });
         }
+        plan.encrypted = rng.u32(0..4) == 0;
         plan
     }
 

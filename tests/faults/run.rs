@@ -44,8 +44,13 @@ impl Mesh {
         let [records_dir, web_dir, collector_dir] = dirs.map(|(name, id)| pki.workload(name, id));
         std::fs::write(records_dir.join("policy.yaml"), POLICY).unwrap();
         let app = App::start().await;
+        if plan.encrypted {
+            let key = pki.dir.path().join("spool.key");
+            std::fs::write(&key, (0..32).map(|_| fastrand::u8(..)).collect::<Vec<_>>()).unwrap();
+            phiward::audit::SpoolKey::from_file(&key).unwrap(); // what is checked in the end is opened here
+        }
 
-        let config = written(&collector_dir, COLLECTOR_CONFIG.to_owned());
+        let config = written(&collector_dir, COLLECTOR_CONFIG.replace("STORE_KEY", spool_key(plan)));
         let mut collector = Process::of("collector", "collect", &config, &collector_dir.join("store"));
         must_start(&mut collector).await?;
         let to_collector = &collector.traffic;
@@ -281,9 +286,14 @@ async fn must_start(process: &mut Process) -> Result<(), String> {
 const COLLECTOR_CONFIG: &str = "version: 1
 identity: {trust_domain: hospital.local, files: {certificate: svid.pem, private_key: svid.key, bundle: bundle.pem}}
 bind: \"127.0.0.1:0\"
-store: {dir: store}
+store: {dir: store, STORE_KEY}
 admin: {bind: 127.0.0.1:0}
 ";
+
+/// The key file is the same everywhere: that of the run.
+fn spool_key(plan: &Plan) -> &'static str {
+    if plan.encrypted { "encryption_key_file: ../spool.key" } else { "" }
+}
 
 fn sidecar(dir: &Path, name: &str, plan: &Plan, liar: &Liar, rest: &str) -> PathBuf {
     let on_failure = if plan.allow_with_gap { "allow_with_gap" } else { "deny" };
@@ -293,7 +303,7 @@ fn sidecar(dir: &Path, name: &str, plan: &Plan, liar: &Liar, rest: &str) -> Path
 workload: {{service: {name}, namespace: clinic}}
 identity: {{trust_domain: hospital.local, files: {{certificate: svid.pem, private_key: svid.key, bundle: bundle.pem}}}}
 audit:
-  spool: {{dir: audit, max_bytes: {max_bytes}, durability: {durability}}}
+  spool: {{dir: audit, max_bytes: {max_bytes}, durability: {durability}, {key}}}
   on_failure: {on_failure}
   key_file: audit-hmac.key
   sinks:
@@ -304,6 +314,7 @@ workers: {workers}
 {rest}
 ",
         durability = plan.durability,
+        key = spool_key(plan),
         addr = liar.addr,
         workers = plan.workers,
     );
