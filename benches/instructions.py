@@ -59,8 +59,9 @@ def main():
     if not shutil.which("valgrind"):
         sys.exit("valgrind is missing: apt-get install valgrind")
     if not args.no_build:
-        for what in (["--bin=phiward"], ["--bin=phiward-instructions", "--features=instructions"]):
-            subprocess.run(["cargo", "build", "--release", "--locked", *what], cwd=ROOT, check=True)
+        # The program that ships, and the one that has the steps.
+        for what in (["static"], ["build", "--release", "--locked", "--bin=phiward-instructions", "--features=instructions"]):
+            subprocess.run(["cargo", *what], cwd=ROOT, check=True)
     program = TARGET / "release" / "phiward-instructions"
     names = subprocess.run([program], capture_output=True, text=True, check=True).stdout.split()
     names = list(filter(args.only.search, names))

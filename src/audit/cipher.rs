@@ -6,7 +6,7 @@
 //! records, it does not vouch for them.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -50,6 +50,15 @@ impl SpoolKey {
         known.retain(|other| other.id != id);
         known.push(key.clone());
         Ok(key)
+    }
+
+    /// Reads several: the first is the one to encrypt with.
+    ///
+    /// # Errors
+    /// As [`SpoolKey::from_file`].
+    pub fn from_files(paths: &[PathBuf]) -> Result<Option<Arc<Self>>, KeyFileError> {
+        let keys: Vec<_> = paths.iter().map(|path| Self::from_file(path)).collect::<Result<_, _>>()?;
+        Ok(keys.into_iter().next())
     }
 
     fn of_writer(&self, salt: &[u8]) -> io::Result<LessSafeKey> {

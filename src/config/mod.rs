@@ -156,6 +156,12 @@ audit: {spool: {dir: audit}, key_file: hmac.key}
         assert_eq!(config.limits.head_bytes, 64 * 1024);
         assert!(config.admin.bind.ip().is_loopback());
         assert!(config.workers >= 1);
+        assert!(config.audit.spool_key_files.is_empty());
+        for (keys, count) in [("spool.key", 1), ("[new.key, old.key]", 2)] {
+            let encrypted =
+                SMALL.replace("{dir: audit}", &format!("{{dir: audit, encryption_key_file: {keys}}}"));
+            assert_eq!(load_text(&encrypted).unwrap().audit.spool_key_files.len(), count);
+        }
     }
 
     /// If this fails, somebody fixes a configuration one error at a time.

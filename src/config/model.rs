@@ -239,8 +239,8 @@ pub struct AuditConfig {
     pub on_failure: crate::audit::OnFailure,
     /// The key of the pseudonyms.
     pub key_file: PathBuf,
-    /// Encrypts the spool; without one it is plain text.
-    pub spool_key_file: Option<PathBuf>,
+    /// The first one's key encrypts the spool, the others' open what is older; without one it is plain text.
+    pub spool_key_files: Vec<PathBuf>,
     /// Who the events are sent to.
     pub sinks: Vec<SinkConfig>,
 }
@@ -330,8 +330,8 @@ pub struct CollectorConfig {
     pub bind: SocketAddr,
     /// The folder of the store.
     pub store: PathBuf,
-    /// Encrypts the store; without one it is plain text.
-    pub key_file: Option<PathBuf>,
+    /// The first one's key encrypts the store, the others' open what is older; without one it is plain text.
+    pub key_files: Vec<PathBuf>,
     /// Who may bring records that others have written.
     pub relays: Vec<SpiffeId>,
     /// How much the store keeps.

@@ -58,7 +58,7 @@ pub fn collector() -> Value {
             "bind": address("mTLS: whoever has a valid SVID of a known trust domain may send."),
             "store": object(&["dir"], json!({
                 "dir": path("What it receives. One process at a time."),
-                "encryption_key_file": path("Encrypts it; plain text without one. `openssl rand -hex 32` makes one."),
+                "encryption_key_file": key_files(),
             })),
             "relays": identities("Who may bring records that others have written."),
             "retention": retention,
@@ -212,7 +212,7 @@ fn audit() -> Value {
             "dir": path("The durable local log; one process at a time."),
             "max_bytes": size("The most disk that it takes: 1 MiB or more, 1GiB by default."),
             "durability": {"enum": ["write", "fsync", "fsync_before_forward"], "description": "When an event counts as recorded."},
-            "encryption_key_file": path("Encrypts it; plain text without one. `openssl rand -hex 32` makes one."),
+            "encryption_key_file": key_files(),
         }),
     );
     object(
@@ -336,6 +336,11 @@ fn path(description: &str) -> Value {
 
 fn address(description: &str) -> Value {
     json!({"type": "string", "pattern": ":[0-9]+$", "description": description})
+}
+
+fn key_files() -> Value {
+    let one = path("Encrypts it; plain text without one. `openssl rand -hex 32` makes one.");
+    json!({"oneOf": [one, {"type": "array", "minItems": 1, "items": path("The first encrypts, the others open what is older.")}]})
 }
 
 fn bind(description: &str) -> Value {

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::identity::{read_identity, read_posture};
@@ -12,7 +13,7 @@ use super::traffic::{bind, read_inbound, read_outbound};
 use crate::audit::{Durability, OnFailure};
 use crate::collector::Retention;
 use crate::tls::Posture;
-use crate::yaml::{Fields, Node};
+use crate::yaml::{Fields, Node, Value};
 
 const DEFAULT_SPOOL_BYTES: u64 = 1 << 30;
 const LEAST_SPOOL_BYTES: u64 = 1 << 20;
@@ -81,9 +82,9 @@ pub(super) fn read_collector(r: &Reading<'_>, root: &Node) -> Option<CollectorCo
     let store = f.required("store").and_then(|n| {
         let mut f = r.fields(n, "store")?;
         let dir = f.required("dir").and_then(|n| r.path(n, "dir"));
-        let key_file = f.optional("encryption_key_file").map(|n| r.path(n, "encryption_key_file"));
+        let key_file = f.optional("encryption_key_file").map_or(Some(Vec::new()), |n| key_files(r, n));
         f.finish();
-        Some((dir?, transpose(key_file)?))
+        Some((dir?, key_file?))
     });
     let relays = f.optional("relays").map_or(Some(Vec::new()), |n| Some(r.identities(n, "relays")?.to_vec()));
     let admin = f.optional("admin").map_or(Some(default_admin(COLLECTOR_ADMIN_PORT)), |n| {
@@ -91,13 +92,13 @@ pub(super) fn read_collector(r: &Reading<'_>, root: &Node) -> Option<CollectorCo
     });
     let retention = f.optional("retention").map_or(Some(Retention::default()), |n| read_retention(r, n));
     f.finish();
-    let (store, key_file) = store?;
+    let (store, key_files) = store?;
     Some(CollectorConfig {
         identity: identity?,
         tls: tls?,
         bind: bind?,
         store,
-        key_file,
+        key_files,
         relays: relays?,
         retention: retention?,
         admin: admin?,
@@ -173,9 +174,9 @@ fn read_audit(r: &Reading<'_>, node: &Node) -> Option<AuditConfig> {
             ];
             r.reader.one_of(n, "durability", &words)
         });
-        let key_file = f.optional("encryption_key_file").map(|n| r.path(n, "encryption_key_file"));
+        let key_file = f.optional("encryption_key_file").map_or(Some(Vec::new()), |n| key_files(r, n));
         f.finish();
-        Some((dir?, max_bytes?, durability?, transpose(key_file)?))
+        Some((dir?, max_bytes?, durability?, key_file?))
     });
     let on_failure = f.optional("on_failure").map_or(Some(OnFailure::Deny), |n| {
         let words = [("deny", OnFailure::Deny), ("allow_with_gap", OnFailure::AllowWithGap)];
@@ -184,16 +185,25 @@ fn read_audit(r: &Reading<'_>, node: &Node) -> Option<AuditConfig> {
     let key_file = f.required("key_file").and_then(|n| r.path(n, "key_file"));
     let sinks = f.optional("sinks").map_or(Some(Vec::new()), |n| read_sinks(r, n));
     f.finish();
-    let (dir, max_bytes, durability, spool_key_file) = spool?;
+    let (dir, max_bytes, durability, spool_key_files) = spool?;
     Some(AuditConfig {
         dir,
         max_bytes,
         durability,
         on_failure: on_failure?,
         key_file: key_file?,
-        spool_key_file,
+        spool_key_files,
         sinks: sinks?,
     })
+}
+
+/// One file, or several: the first one's key encrypts, the others' open what is older.
+fn key_files(r: &Reading<'_>, node: &Node) -> Option<Vec<PathBuf>> {
+    const WHAT: &str = "encryption_key_file";
+    if !matches!(node.value, Value::Seq(_)) {
+        return Some(vec![r.path(node, WHAT)?]);
+    }
+    r.reader.nonempty_list(node, WHAT)?.iter().map(|item| r.path(item, WHAT)).collect()
 }
 
 fn default_admin(port: u16) -> AdminConfig {

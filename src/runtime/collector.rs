@@ -34,7 +34,7 @@ impl BoundCollector {
         let (collector, address) = Collector::bind(collector::CollectorConfig {
             bind: config.bind,
             store: config.store.clone(),
-            key: config.key_file.as_deref().map(SpoolKey::from_file).transpose()?,
+            key: SpoolKey::from_files(&config.key_files)?,
             tls: Some(newest_server),
             relays: config.relays.clone(),
             retention: config.retention,

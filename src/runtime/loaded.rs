@@ -35,7 +35,7 @@ impl Loaded {
         let (tls, origin) = load_identity(&config.identity, config.tls)?;
         let policy = config.policy.as_ref().map(load_policy).transpose()?;
         let pseudonyms = PseudonymKey::from_file(&config.audit.key_file)?;
-        let spool_key = config.audit.spool_key_file.as_deref().map(SpoolKey::from_file).transpose()?;
+        let spool_key = SpoolKey::from_files(&config.audit.spool_key_files)?;
         shipping::check(&config.audit.sinks)?;
         Ok(Self { config, tls, origin, policy, pseudonyms, spool_key })
     }
