@@ -2,7 +2,7 @@
 //!
 //! Owns one SQLite file beside the segments, which says of each ended segment which terms and times are in it. It is made of the
 //! trail alone and can be thrown away: what it does not know is read as before, so it makes a search faster and never wrong.
-//! Which terms a query has is told here too, so that both sides agree; the trail's truth is [`super::verify`]'s.
+//! Which terms a query has is told here too, so that both sides agree; the trail's truth is `verify`'s.
 
 use std::collections::HashSet;
 use std::fs::File;

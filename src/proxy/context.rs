@@ -46,7 +46,7 @@ pub(crate) struct Worker {
     pub(crate) drain: DrainWatch,
     /// Where captured connections go on to.
     pub(crate) beyond: RefCell<Vec<Weak<Upstream>>>,
-    pub(crate) builders: super::connection::Builders,
+    pub(crate) builders: super::serving::Builders,
 }
 
 /// Which way requests of a listener go, and by which rule.

@@ -14,12 +14,13 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::clock::Clock;
-use super::connection::{Builders, serve};
+use super::connection::serve;
 use super::context::{ClientAddr, Direction, ListenerContext, PolicyCell, Routes, Worker};
 use super::dial::Dialer;
 use super::ids::IdSource;
 use super::listener::Accepted;
 use super::patience::Owing;
+use super::serving::Builders;
 use super::upstream::{Protocol, Upstream, UpstreamSettings};
 use super::vouched::Peers;
 use crate::admin::Health;
