@@ -57,7 +57,16 @@ impl Refusal {
 /// What stands against it; the pod is unchanged then.
 pub fn inject(pod: &mut Value, namespace: &str, injection: &Injection) -> Result<Outcome, Refusal> {
     if pod.pointer("/metadata/annotations").and_then(|all| all.get(STATUS)).is_some() {
-        return Ok(Outcome::Already);
+        let has_sidecar = pod["spec"]["initContainers"]
+            .as_array()
+            .is_some_and(|containers| containers.iter().any(|container| container["name"] == SIDECAR));
+        return if has_sidecar {
+            Ok(Outcome::Already)
+        } else {
+            Err(Refusal::new(format!(
+                "the annotation {STATUS} says that there is a sidecar, and there is none: remove it"
+            )))
+        };
     }
     let asked = Asked::read(pod, injection)?;
     if !asked.inject {

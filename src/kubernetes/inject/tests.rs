@@ -163,6 +163,7 @@ fn what_cannot_be_is_refused_with_what_to_do() {
     let with = |key: &str, value: &str| refused(&pod(json!({format!("phiward.dev/{key}"): value})));
     assert!(with("prots", "1").contains("did you mean phiward.dev/ports?"));
     assert!(with("mode", "lax").contains("`permissive` or `strict`"));
+    assert!(with("status", "injected").contains("there is none"));
     assert!(with("identity", "vault").contains("secret/NAME"));
     assert!(with("ports", "http").contains("8080 or 5432/tcp"));
     assert!(with("ports", "15006").contains("the sidecar's own"));
