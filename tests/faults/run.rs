@@ -20,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// How long the load may take to meet a fault that waits for it.
 const TO_BE_MET: Duration = Duration::from_secs(2);
+/// With less than two places left a spool lets nobody in (see `free_bytes` of `/ready`).
+const FULL: u64 = 4096;
 /// So many requests are made between two faults.
 const BUSY: usize = 30;
 
@@ -201,8 +203,11 @@ impl Mesh {
         };
         drop(tokio::time::timeout(TO_BE_MET, fails).await); // nothing may be written now, because the spool is full
         self.disk(side).mend();
-        // A cursor that cannot be saved is tried again; everything else ends the trail.
-        if side != Side::Collector && self.process(side).audit_status().await["healthy"] == false {
+        // A cursor that cannot be saved is tried again; everything else ends the trail. A spool that is full takes nothing for a while
+        // and is no broken disk.
+        let status = self.process(side).audit_status().await;
+        let is_full = status["free_bytes"].as_u64().is_some_and(|free| free < FULL);
+        if side != Side::Collector && status["healthy"] == false && !is_full {
             for _ in 0..3 {
                 let outcome = self.load.request(&mut None).await;
                 if outcome.is_ok() {
