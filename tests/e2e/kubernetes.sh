@@ -13,16 +13,8 @@ need kubectl kubernetes-client
 command -v go >/dev/null || { say "needs go (1.26 or later)"; exit 1; }
 build
 
-tools=$target/kubernetes/$(sha256sum <"$root/tests/e2e/tools/kubernetes/go.mod" | cut -c1-16)
-if [ ! -x "$tools/helm" ]; then
-  say "building kube-apiserver and helm"
-  mkdir -p "$tools"
-  version=$(sed -n 's/^\tk8s.io\/kubernetes v\([0-9.]*\).*/\1/p' "$root/tests/e2e/tools/kubernetes/go.mod")
-  # Without optimisation: it is compiled more often than it runs. The version is what the chart asks for.
-  for part in k8s.io/kubernetes/cmd/kube-apiserver helm.sh/helm/v3/cmd/helm; do
-    (cd "$root/tests/e2e/tools/kubernetes" && CGO_ENABLED=0 go build -ldflags="-s -w -X k8s.io/component-base/version.gitVersion=v$version" -gcflags=all="-N -l" -o "$tools/" "$part") 2>"$work/tools-build.log"
-  done
-fi
+say "building kube-apiserver and helm, if they are not there"
+tools=$("$root/tests/e2e/tools/kubernetes/build.sh" 2>"$work/tools-build.log")
 cd "$work"
 
 say "== an API server"
