@@ -11,8 +11,9 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::batch;
-use super::cipher::{self, Opener};
+use super::cipher;
 use super::cursor::Place;
+use super::lines::Lines;
 use super::progress::SinkState;
 use super::spool::{Segment, Shared};
 
@@ -113,18 +114,14 @@ pub(crate) fn read_lines(
     }
     buffer.truncate(end);
     let stored = end as u64;
-    if !buffer.split(|byte| *byte == b'\n').any(cipher::is_encrypted) {
+    if !cipher::has_encrypted(&buffer) {
         return Ok(Read { lines: Bytes::from(buffer), events, stored });
     }
-    let (mut opener, mut opened) = (Opener::default(), Vec::new());
     let mut all = Vec::with_capacity(buffer.len());
-    for line in buffer.split_inclusive(|byte| *byte == b'\n') {
-        if opener.line(line.strip_suffix(b"\n").unwrap_or(line), &mut opened)? {
-            all.extend_from_slice(&opened);
-            all.push(b'\n');
-        } else {
-            all.extend_from_slice(line);
-        }
+    let mut lines = Lines::new(&*buffer);
+    while let Some(line) = lines.next()? {
+        all.extend_from_slice(line.bytes);
+        all.push(b'\n');
     }
     Ok(Read { lines: Bytes::from(all), events, stored })
 }

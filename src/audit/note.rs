@@ -64,27 +64,16 @@ impl EpochKey {
 impl VerifierKey {
     /// As others keep it: `<name>+<id>+<key>`.
     pub(crate) fn to_text(&self) -> String {
-        let id: String = self.id().iter().map(|byte| format!("{byte:02x}")).collect();
-        let key = [&[ED25519_TYPE], &self.public[..]].concat();
-        format!("{}+{id}+{}", self.name, BASE64.encode(key))
+        key_text(ED25519_TYPE, &self.name, &self.public)
     }
 
     /// Reads a verifier key.
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        let (name, rest) = text.split_once('+')?;
-        let (_, key) = rest.split_once('+')?;
-        let (kind, public) =
-            BASE64.decode(key).ok()?.split_first().map(|(kind, public)| (*kind, public.to_vec()))?;
-        let key = Self { name: name.to_owned(), public };
-        // The id is a function of the rest, so the text is compared whole.
-        (kind == ED25519_TYPE && key.public.len() == 32 && key.to_text() == text).then_some(key)
+        parse_key(ED25519_TYPE, text).map(|(name, public)| Self { name, public })
     }
 
     fn id(&self) -> [u8; 4] {
-        let hash = digest(&SHA256, &[self.name.as_bytes(), b"\n", &[ED25519_TYPE], &self.public].concat());
-        let mut id = [0; 4];
-        id.copy_from_slice(&hash.as_ref()[..4]);
-        id
+        key_id(ED25519_TYPE, &self.name, &self.public)
     }
 
     /// Reads a note and checks that this key signed it. Signatures of others beside it are passed over.
@@ -109,6 +98,30 @@ impl VerifierKey {
         }
         Ok(checkpoint)
     }
+}
+
+/// What stands before a signature to say whose it is, for a key of the algorithm `kind`.
+pub(crate) fn key_id(kind: u8, name: &str, public: &[u8]) -> [u8; 4] {
+    let hash = digest(&SHA256, &[name.as_bytes(), b"\n", &[kind], public].concat());
+    let mut id = [0; 4];
+    id.copy_from_slice(&hash.as_ref()[..4]); // SHA-256 has 32
+    id
+}
+
+/// `<name>+<id>+<key>`.
+pub(crate) fn key_text(kind: u8, name: &str, public: &[u8]) -> String {
+    let id: String = key_id(kind, name, public).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{name}+{id}+{}", BASE64.encode([&[kind], public].concat()))
+}
+
+/// The name and the key in such a text, if its algorithm is `kind`.
+pub(crate) fn parse_key(kind: u8, text: &str) -> Option<(String, Vec<u8>)> {
+    let (name, rest) = text.split_once('+')?;
+    let (_, key) = rest.split_once('+')?;
+    let key = BASE64.decode(key).ok()?;
+    let public = key.strip_prefix(&[kind]).filter(|public| public.len() == 32)?;
+    // The id is a function of the rest, so the text is compared whole.
+    (key_text(kind, name, public) == text).then(|| (name.to_owned(), public.to_vec()))
 }
 
 /// What a note says, whoever signed it.

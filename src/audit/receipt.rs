@@ -15,7 +15,7 @@ use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-use super::note::{Checkpoint, SIGNATURE, body_of};
+use super::note::{self, Checkpoint, SIGNATURE, body_of};
 
 /// The algorithm byte of timestamped Ed25519 cosignatures.
 const COSIGNATURE_TYPE: u8 = 4;
@@ -90,27 +90,16 @@ fn keep(dir: &Path, key: &[u8]) -> io::Result<()> {
 impl ReceiptVerifier {
     /// As others keep it.
     pub fn to_text(&self) -> String {
-        let key = [&[COSIGNATURE_TYPE], &self.public[..]].concat();
-        format!("{}+{}+{}", self.name, hex(&self.id()), BASE64.encode(key))
+        note::key_text(COSIGNATURE_TYPE, &self.name, &self.public)
     }
 
     /// Reads a verifier key.
     pub fn parse(text: &str) -> Option<Self> {
-        let (name, rest) = text.split_once('+')?;
-        let (_, key) = rest.split_once('+')?;
-        let (kind, public) =
-            BASE64.decode(key).ok()?.split_first().map(|(kind, key)| (*kind, key.to_vec()))?;
-        let key = Self { name: name.to_owned(), public };
-        // The id is a function of the rest, so the text is compared whole.
-        (kind == COSIGNATURE_TYPE && key.public.len() == 32 && key.to_text() == text).then_some(key)
+        note::parse_key(COSIGNATURE_TYPE, text).map(|(name, public)| Self { name, public })
     }
 
     fn id(&self) -> [u8; ID_BYTES] {
-        let hash =
-            digest(&SHA256, &[self.name.as_bytes(), b"\n", &[COSIGNATURE_TYPE], &self.public].concat());
-        let mut id = [0; ID_BYTES];
-        id.copy_from_slice(&hash.as_ref()[..ID_BYTES]);
-        id
+        note::key_id(COSIGNATURE_TYPE, &self.name, &self.public)
     }
 
     /// Whether this key signed the receipt, and when: Unix seconds.

@@ -265,7 +265,10 @@ impl Writer {
             Look::AsBefore => {}
             Look::Short(error) => {
                 tracing::error!(path = %self.segment.path().display(), %error, "the audit spool's disk is full; it is asked again");
-                self.shared.set_health(Health::Short, Some(self.describe(&error)));
+                // A write that was refused is worse: who waits for it must not wait for space.
+                if self.retry_at.is_none() {
+                    self.shared.set_health(Health::Short, Some(self.describe(&error)));
+                }
             }
             Look::Enough => {
                 tracing::info!("the audit spool's disk has space again");
