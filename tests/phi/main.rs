@@ -12,6 +12,7 @@ mod marker;
 mod process;
 mod traffic;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -20,7 +21,9 @@ use common::wire::Message;
 use common::{HOST, POLICY, Pki, RECORDS, WEB, eventually};
 use marker::{MARKER, base64, found_in};
 use process::{Process, files_in};
+use serde_json::Value;
 
+const COLLECTOR: &str = "spiffe://hospital.local/ns/audit/sa/collector";
 /// Opens every receiver, and is shown to nobody else.
 const TOKEN: &str = "sink-t0ken-0815";
 
@@ -65,13 +68,16 @@ async fn receiver() -> App {
     .await
 }
 
-/// One sink of each type that needs no other collector.
-fn sinks(dir: &Path, addr: SocketAddr) -> String {
+/// One sink of each type, and a collector besides.
+fn sinks(dir: &Path, addr: SocketAddr, collector: SocketAddr) -> String {
     std::fs::write(dir.join("token"), TOKEN).unwrap();
     let sink =
         |kind: &str, more: &str| format!("{{name: {kind}, type: {kind}, endpoint: \"http://{addr}\"{more}}}");
     let all = [
         sink("phiward", ""),
+        format!(
+            "{{name: collector, type: phiward, endpoint: \"https://{collector}\", identities: [\"{COLLECTOR}\"]}}"
+        ),
         sink("ndjson", ", bearer_token_file: token"),
         sink("otlp", ", basic: {username: phiward, password_file: token}"),
         sink("elasticsearch", ", api_key_file: token"),
@@ -82,9 +88,10 @@ fn sinks(dir: &Path, addr: SocketAddr) -> String {
 
 /// If this fails, patients' data lies in files that were never meant to hold it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_marker_in_every_part_of_a_request_is_nowhere_in_trail_sinks_log_metrics_and_refusals() {
-    let (app, collector) = (App::start(app).await, receiver().await);
+async fn a_marker_in_every_part_of_a_request_is_nowhere_in_trail_sinks_store_log_metrics_and_refusals() {
+    let (app, receiver) = (App::start(app).await, receiver().await);
     let pki = Pki::new();
+    let collector = Process::collector(&pki.workload("collector", COLLECTOR));
     let (dir, web_dir) = (pki.workload("records", RECORDS), pki.workload("web", WEB));
     std::fs::write(dir.join("policy.yaml"), POLICY).unwrap();
     let inbound = format!(
@@ -92,32 +99,52 @@ async fn a_marker_in_every_part_of_a_request_is_nowhere_in_trail_sinks_log_metri
 policy: {{file: policy.yaml}}",
         app.addr
     );
-    let records = Process::start(&dir, "records", &sinks(&dir, collector.addr), &inbound);
+    let records =
+        Process::sidecar(&dir, "records", &sinks(&dir, receiver.addr, collector.addr("address")), &inbound);
     let outbound = format!(
         "outbound: {{audit: all, bind: \"127.0.0.1:0\", services: [{{name: records, hosts: [{HOST}], \
          endpoints: [\"{}\"], identities: [\"{RECORDS}\"]}}]}}",
         records.addr("inbound")
     );
-    let web = Process::start(&web_dir, "web", &sinks(&web_dir, collector.addr), &outbound);
+    let web = Process::sidecar(
+        &web_dir,
+        "web",
+        &sinks(&web_dir, receiver.addr, collector.addr("address")),
+        &outbound,
+    );
 
     traffic::to_outbound(web.addr("outbound")).await;
     traffic::to_inbound(records.addr("inbound"), &pki, &web_dir).await;
-    traffic::to_side_ports(records.addr("probes"), records.addr("admin")).await;
+    traffic::to_collector(collector.addr("address"), &pki, &web_dir).await;
+    traffic::to_side_ports(&[records.addr("probes"), records.addr("admin"), collector.addr("admin")]).await;
     let all_sinks = ["/v1/events", "POST / ", "/v1/logs", "/_bulk", "/services/collector"];
     let kinds = || {
         all_sinks
             .iter()
-            .filter(|path| collector.seen().iter().any(|batch| batch.start.contains(**path)))
+            .filter(|path| receiver.seen().iter().any(|batch| batch.start.contains(**path)))
             .count()
     };
     eventually("every type of sink has sent events", async || kinds() == all_sinks.len()).await;
 
-    for process in [web, records] {
-        let places = [("admin", process.shown().await), ("running spool", process.spool())];
-        let spool = process.folder();
+    let decisions = |process: &Process| -> BTreeSet<String> {
+        let files = process.files();
+        let records = String::from_utf8_lossy(&files);
+        let events = records.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let decisions = events.filter(|event| event["type"] == "access.decision");
+        decisions.map(|event| event["id"].to_string()).collect()
+    };
+    eventually("the collector has every decision", async || {
+        let (written, stored) = (&decisions(&web) | &decisions(&records), decisions(&collector));
+        written.len() > 50 && stored == written
+    })
+    .await;
+
+    for process in [web, records, collector] {
+        let places = [("admin", process.shown().await), ("running spool", process.files())];
+        let folder = process.folder();
         let places = places
             .into_iter()
-            .chain([("log", process.end().await.into_bytes()), ("spool", files_in(&spool))]);
+            .chain([("log", process.end().into_bytes()), ("spool or store", files_in(&folder))]);
         for (place, bytes) in places {
             assert!(bytes.len() > 500, "{place} is empty");
             let line = String::from_utf8_lossy(&bytes)
@@ -132,12 +159,12 @@ policy: {{file: policy.yaml}}",
         }
     }
     assert!(
-        collector.seen().iter().any(|batch| String::from_utf8_lossy(&batch.body).contains("access.decision"))
+        receiver.seen().iter().any(|batch| String::from_utf8_lossy(&batch.body).contains("access.decision"))
     );
     let token_sent =
         |batch: &Message| batch.header("authorization").is_some_and(|value| value.contains(TOKEN));
-    assert!(collector.seen().iter().any(token_sent));
-    for batch in collector.seen() {
+    assert!(receiver.seen().iter().any(token_sent));
+    for batch in receiver.seen() {
         assert!(!String::from_utf8_lossy(&batch.body).contains(TOKEN), "{} was sent it", batch.start);
         assert_eq!(found_in(format!("{batch:?}").as_bytes()), None, "{} was sent it", batch.start);
         assert_eq!(found_in(&batch.body), None, "{} was sent it", batch.start);

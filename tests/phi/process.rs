@@ -1,4 +1,4 @@
-//! A sidecar in a process of its own, at its most talkative, and everything that it leaves behind.
+//! Sidecars and a collector in processes of their own, at their most talkative, and everything that they leave behind.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -9,6 +9,8 @@ use serde_json::Value;
 
 use crate::common::client;
 
+const IDENTITY: &str = "identity: {trust_domain: hospital.local, files: {certificate: svid.pem, private_key: svid.key, bundle: bundle.pem}}";
+
 pub struct Process {
     child: Child,
     stderr: BufReader<ChildStderr>,
@@ -18,11 +20,11 @@ pub struct Process {
 }
 
 impl Process {
-    pub fn start(dir: &Path, service: &str, sinks: &str, rest: &str) -> Self {
+    pub fn sidecar(dir: &Path, service: &str, sinks: &str, rest: &str) -> Self {
         let text = format!(
             "version: 1
 workload: {{service: {service}, namespace: clinic}}
-identity: {{trust_domain: hospital.local, files: {{certificate: svid.pem, private_key: svid.key, bundle: bundle.pem}}}}
+{IDENTITY}
 audit: {{spool: {{dir: audit}}, key_file: audit-hmac.key, sinks: {sinks}}}
 admin: {{bind: \"127.0.0.1:0\"}}
 limits: {{drain_deadline: 2s}}
@@ -30,10 +32,23 @@ workers: 1
 {rest}
 "
         );
-        std::fs::write(dir.join("sidecar.yaml"), text).unwrap();
+        Self::start(dir, &text, ["run", "ready"])
+    }
+
+    /// Its store is where a sidecar's spool is.
+    pub fn collector(dir: &Path) -> Self {
+        let text = format!(
+            "version: 1\n{IDENTITY}\nbind: \"127.0.0.1:0\"\nstore: {{dir: audit}}\nadmin: {{bind: \"127.0.0.1:0\"}}\n"
+        );
+        Self::start(dir, &text, ["collect", "collecting"])
+    }
+
+    /// Starts a command, and waits until it says that it has.
+    fn start(dir: &Path, text: &str, [command, started]: [&str; 2]) -> Self {
+        std::fs::write(dir.join("phiward.yaml"), text).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_phiward"))
-            .args(["run", "--log-level", "trace", "--config"])
-            .arg(dir.join("sidecar.yaml"))
+            .args([command, "--log-level", "trace", "--config"])
+            .arg(dir.join("phiward.yaml"))
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -43,7 +58,7 @@ workers: 1
             let start = log.len();
             assert!(stderr.read_line(&mut log).unwrap() > 0, "it did not start: {log}");
             let line: Value = serde_json::from_str(&log[start..]).unwrap_or_default();
-            if line["fields"]["message"] == "ready" {
+            if line["fields"]["message"] == started {
                 break line["fields"].clone();
             }
         };
@@ -58,7 +73,7 @@ workers: 1
         text[at..end].parse().unwrap()
     }
 
-    /// What the admin endpoint shows.
+    /// What the admin endpoint shows. A collector has no policy to show.
     pub async fn shown(&self) -> Vec<u8> {
         let mut shown = Vec::new();
         for path in ["/ready", "/metrics", "/policy"] {
@@ -67,8 +82,8 @@ workers: 1
         shown
     }
 
-    /// The files of the spool, while it runs: journals too.
-    pub fn spool(&self) -> Vec<u8> {
+    /// The files of the spool or store, while it runs: journals and the index too.
+    pub fn files(&self) -> Vec<u8> {
         files_in(&self.folder())
     }
 
@@ -77,21 +92,21 @@ workers: 1
     }
 
     /// Ends the process; returns its log.
-    pub async fn end(mut self) -> String {
-        let drain = "POST /drain HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n";
-        assert_eq!(client::exchange(self.addr("admin"), drain).await.status, 202);
+    pub fn end(mut self) -> String {
+        let asked = Command::new("sh").args(["-c", &format!("kill -TERM {}", self.child.id())]).status();
+        assert!(asked.unwrap().success());
         self.stderr.read_to_string(&mut self.log).unwrap();
         assert!(self.child.wait().unwrap().success());
         std::mem::take(&mut self.log)
     }
 }
 
-/// Every byte of every file in `dir` and below.
+/// Every byte of every file in `dir` and below, but of those that are gone by the time they are read.
 pub fn files_in(dir: &Path) -> Vec<u8> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
-        all.extend(if path.is_dir() { files_in(&path) } else { std::fs::read(path).unwrap() });
+        all.extend(if path.is_dir() { files_in(&path) } else { std::fs::read(path).unwrap_or_default() });
         all.push(b'\n');
     }
     all

@@ -11,7 +11,9 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
+use crate::COLLECTOR;
 use crate::common::h2::{self, with_trailers};
 use crate::common::wire::{Wire, patiently};
 use crate::common::{HOST, Pki, RECORDS, WEB, peer};
@@ -170,24 +172,9 @@ async fn client_hello(addr: SocketAddr, certificate: Option<(&str, &str)>) {
 /// Everything at the port of the mesh: names in handshakes, certificates, and what a peer that is let in can send.
 pub async fn to_inbound(addr: SocketAddr, pki: &Pki, web: &Path) {
     let file = |name: &str| std::fs::read_to_string(web.join(name)).unwrap();
-    client_hello(addr, None).await;
-    client_hello(addr, Some((&file("svid.pem"), &file("svid.key")))).await;
-    let odd = format!("spiffe://hospital.local/{MARKER}");
-    for uris in [&[WEB, &*odd][..], &[&*format!("https://{MARKER}.example/")], &[&*format!("{odd}/%41")]] {
-        let (certificate, key) = peer::forged(pki, uris, (-60, 600));
-        client_hello(addr, Some((&certificate, &key))).await;
-    }
-    let mut plain = Wire::connect(addr).await;
-    plain.send(format!("GET /{MARKER} HTTP/1.1\r\nHost: {MARKER}\r\n\r\n")).await;
-    assert_eq!(found_in(&plain.rest().await), None);
-    let lets_in = || async {
-        let expected = Arc::from([phiward::identity::SpiffeId::parse(RECORDS).unwrap()]);
-        let config = peer::settings(web).client(expected, Alpn::Http1);
-        let stream = TcpStream::connect(addr).await.unwrap();
-        patiently(TlsConnector::from(config).connect(dummy_server_name(), stream)).await.unwrap()
-    };
+    handshakes(addr, pki, (&file("svid.pem"), &file("svid.key"))).await;
     for (request, _) in requests() {
-        let mut wire = Wire::new(lets_in().await);
+        let mut wire = Wire::new(let_in(addr, web, RECORDS).await);
         wire.send(&request).await;
         // What is malformed as HTTP gets no words; what the app says may hold what it likes.
         if let Some(reply) = patiently(wire.try_response("GET")).await {
@@ -205,9 +192,57 @@ pub async fn to_inbound(addr: SocketAddr, pki: &Pki, web: &Path) {
     assert_eq!(found_in(format!("{:?}", reply.headers()).as_bytes()), None);
 }
 
-/// The probe port and the admin endpoint, asked for what they do not have.
-pub async fn to_side_ports(probes: SocketAddr, admin: SocketAddr) {
-    for addr in [probes, admin] {
+/// Names in handshakes and certificates, and no handshake at all.
+async fn handshakes(addr: SocketAddr, pki: &Pki, svid: (&str, &str)) {
+    client_hello(addr, None).await;
+    client_hello(addr, Some(svid)).await;
+    let odd = format!("spiffe://hospital.local/{MARKER}");
+    for uris in [&[WEB, &*odd][..], &[&*format!("https://{MARKER}.example/")], &[&*format!("{odd}/%41")]] {
+        let (certificate, key) = peer::forged(pki, uris, (-60, 600));
+        client_hello(addr, Some((&certificate, &key))).await;
+    }
+    let mut plain = Wire::connect(addr).await;
+    plain.send(format!("GET /{MARKER} HTTP/1.1\r\nHost: {MARKER}\r\n\r\n")).await;
+    assert_eq!(found_in(&plain.rest().await), None);
+}
+
+/// A connection for HTTP/1.1 to `server` as the workload whose files are in `web`.
+async fn let_in(addr: SocketAddr, web: &Path, server: &str) -> TlsStream<TcpStream> {
+    let expected = Arc::from([phiward::identity::SpiffeId::parse(server).unwrap()]);
+    let config = peer::settings(web).client(expected, Alpn::Http1);
+    let stream = TcpStream::connect(addr).await.unwrap();
+    patiently(TlsConnector::from(config).connect(dummy_server_name(), stream)).await.unwrap()
+}
+
+/// The port of the collector: what is no record, from a sender that it knows. (A record that says what it must not is kept: it is
+/// evidence against its sender.)
+pub async fn to_collector(addr: SocketAddr, pki: &Pki, web: &Path) {
+    let c = MARKER;
+    let file = |name: &str| std::fs::read_to_string(web.join(name)).unwrap();
+    handshakes(addr, pki, (&file("svid.pem"), &file("svid.key"))).await;
+    let post = |target: &str, body: &str| {
+        format!(
+            "POST {target} HTTP/1.1\r\nHost: {c}\r\nX-{c}: {c}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    for (request, status) in [
+        (post(&format!("/{c}?{c}"), c), 404),
+        (post(&format!("/v1/events?{c}"), c), 400),
+        (format!("{c} /v1/events HTTP/1.1\r\nHost: {c}\r\nConnection: close\r\n\r\n"), 405),
+        (format!("POST /v1/events HTTP/1.1\r\n{c}\r\n\r\n"), 400),
+    ] {
+        let mut wire = Wire::new(let_in(addr, web, COLLECTOR).await);
+        wire.send(&request).await;
+        let reply = wire.response("POST").await;
+        assert_eq!(reply.status(), status, "{request}");
+        assert_eq!(found_in(format!("{reply:?}").as_bytes()), None, "{request}: {reply:?}");
+    }
+}
+
+/// Probe ports and admin endpoints, asked for what they do not have.
+pub async fn to_side_ports(addrs: &[SocketAddr]) {
+    for addr in addrs.iter().copied() {
         for target in
             [format!("/{MARKER}"), format!("/healthz?{MARKER}={MARKER}"), format!("/{}", percent(MARKER))]
         {
