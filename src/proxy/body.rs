@@ -10,18 +10,16 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use super::endpoint::Lease;
 use super::exchange::Exchange;
 use super::http1;
+use super::upgrade::Switched;
 
 /// A body as it comes in, by either protocol.
 pub(crate) enum Inflow {
-    /// A client's, over HTTP/1, as hyper gives it.
-    Http1(Incoming),
-    /// An upstream's, over HTTP/1.
-    Upstream(http1::Incoming),
+    /// Over HTTP/1.
+    Http1(http1::Incoming),
     /// HTTP/2: a stream, and whether its data has ended.
     Http2(RecvStream, bool),
 }
@@ -29,12 +27,9 @@ pub(crate) enum Inflow {
 /// Why a body broke off.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Broken {
-    /// A client's, over HTTP/1.
+    /// Over HTTP/1.
     #[error(transparent)]
-    Http1(#[from] hyper::Error),
-    /// An upstream's, over HTTP/1.
-    #[error(transparent)]
-    Upstream(#[from] http1::Error),
+    Http1(#[from] http1::Error),
     /// HTTP/2.
     #[error(transparent)]
     Http2(#[from] h2::Error),
@@ -55,8 +50,7 @@ impl Body for Inflow {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let (stream, data_ended) = match &mut *self {
-            Self::Http1(body) => return Pin::new(body).poll_frame(cx).map_err(Broken::from),
-            Self::Upstream(body) => return body.poll_frame(cx).map_err(Broken::from),
+            Self::Http1(body) => return body.poll_frame(cx).map_err(Broken::from),
             Self::Http2(stream, data_ended) => (stream, data_ended),
         };
         if !*data_ended {
@@ -81,7 +75,6 @@ impl Body for Inflow {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Http1(body) => body.is_end_stream(),
-            Self::Upstream(body) => body.is_end_stream(),
             Self::Http2(stream, _) => stream.is_end_stream(),
         }
     }
@@ -89,7 +82,6 @@ impl Body for Inflow {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Http1(body) => body.size_hint(),
-            Self::Upstream(body) => body.size_hint(),
             // The head of an HTTP/2 message says it, where anybody does.
             Self::Http2(stream, _) if stream.is_end_stream() => SizeHint::with_exact(0),
             Self::Http2(..) => SizeHint::default(),
@@ -101,20 +93,11 @@ impl Body for Inflow {
 pub(crate) struct RequestBody {
     inner: Inflow,
     exchange: Rc<Exchange>,
-    ended: bool,
 }
 
 impl RequestBody {
     pub(crate) fn new(inner: Inflow, exchange: Rc<Exchange>) -> Self {
-        Self { inner, exchange, ended: false }
-    }
-}
-
-impl Drop for RequestBody {
-    fn drop(&mut self) {
-        if !self.ended && !self.inner.is_end_stream() {
-            self.exchange.request_unread();
-        }
+        Self { inner, exchange }
     }
 }
 
@@ -132,12 +115,9 @@ impl Body for RequestBody {
         };
         self.exchange.upstream_owes();
         match &frame {
-            Some(Ok(frame)) => {
-                self.exchange.add_request_bytes(frame.data_ref().map_or(0, Bytes::len));
-                self.ended = frame.is_trailers();
-            }
+            Some(Ok(frame)) => self.exchange.add_request_bytes(frame.data_ref().map_or(0, Bytes::len)),
             Some(Err(_)) => self.exchange.request_broke(),
-            None => self.ended = true,
+            None => {}
         }
         Poll::Ready(frame)
     }
@@ -157,6 +137,8 @@ pub(crate) enum ReplyBody {
     Own(Option<Bytes>),
     /// The upstream's.
     Upstream(UpstreamBody),
+    /// What follows an agreement to switch protocols: no longer a body.
+    Switched(Box<Switched>),
 }
 
 /// An upstream's body. Its last frame ends the exchange and gives the connection back.
@@ -195,6 +177,7 @@ impl Body for ReplyBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let body = match &mut *self {
             Self::Own(bytes) => return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            Self::Switched(_) => return Poll::Ready(None),
             Self::Upstream(body) => body,
         };
         let frame = ready!(Pin::new(&mut body.inner).poll_frame(cx));
@@ -217,6 +200,7 @@ impl Body for ReplyBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Own(bytes) => bytes.is_none(),
+            Self::Switched(_) => true,
             Self::Upstream(body) => body.inner.is_end_stream(),
         }
     }
@@ -224,6 +208,7 @@ impl Body for ReplyBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
+            Self::Switched(_) => SizeHint::with_exact(0),
             Self::Upstream(body) => body.inner.size_hint(),
         }
     }

@@ -14,14 +14,13 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::arrival::{self, Spoken};
-use super::context::{
-    Captured, ClientAddr, ConnContext, Direction, ListenerContext, PeerId, PlainSide, Worker,
-};
+use super::context::{Captured, ClientAddr, ConnContext, Direction, ListenerContext, PeerId, Worker};
 use super::dial::retirement;
-use super::hangup;
+use super::hangup::Hangup;
+use super::http1::Io;
 use super::listener::Slot;
 use super::rejected::{plain_facts, reject, reject_with};
-use super::serving::serve_http;
+use super::serving::{Http, serve_http};
 use super::tcp;
 use super::upstream::{Protocol, Upstream};
 use super::vouched::Tenure;
@@ -158,8 +157,7 @@ async fn serve_stream(arrived: Arrived, meant: Option<SocketAddr>, service: Opti
         (_, Some(captured), None) => captured.beyond(&worker, Protocol::H1),
         (_, None, None) => return,
     };
-    let plain = PlainSide { hangup: None, captured };
-    let conn = ConnContext::new(worker, listener, None, fragment, plain, true, slot);
+    let conn = ConnContext::new(worker, listener, None, fragment, captured, slot);
     tcp::serve(conn, stream, upstream).await;
 }
 
@@ -213,14 +211,18 @@ async fn serve_mesh(Arrived { worker, listener, stream, addr, slot }: Arrived) {
     let (retire_at, end) = retirement(peer.not_after.min(own.not_after()));
     let tenure = Tenure { end, vouched };
     let peer = PeerId { id: peer.id, cert_sha256: peer.sha256_hex, retire_at, tenure, told_to_app };
-    let no_heads = h2 || stream_for.is_some();
-    let conn = ConnContext::new(worker, listener, Some(peer), fragment, PlainSide::default(), no_heads, slot);
+    let conn = ConnContext::new(worker, listener, Some(peer), fragment, None, slot);
     if let Some(app) = stream_for {
         drop(tokio::task::spawn_local(tcp::serve(conn, stream, app)));
         return;
     }
     // A task of its own: this one's memory, most of it the handshake's, is not kept for as long as the connection lives.
-    drop(tokio::task::spawn_local(serve_http(conn, stream, h2, addr)));
+    drop(tokio::task::spawn_local(serve_http(
+        conn,
+        Io::Tls(Box::new(stream.into())),
+        if h2 { Http::H2 } else { Http::H1(None) },
+        addr,
+    )));
 }
 
 async fn serve_plain(arrived: Arrived, meant: Option<SocketAddr>) {
@@ -230,15 +232,9 @@ async fn serve_plain(arrived: Arrived, meant: Option<SocketAddr>) {
     let Arrived { worker, listener, stream, addr, slot } = arrived;
     let fragment = plain_fragment(&worker, &listener, addr, (meant, None));
     let captured = meant.map(Captured::new);
-    if h2 {
-        let plain = PlainSide { hangup: None, captured };
-        let conn = ConnContext::new(worker, listener, None, fragment, plain, h2, slot);
-        return serve_http(conn, stream, h2, addr).await;
-    }
-    let (stream, hangup) = hangup::watched(stream, meant);
-    let plain = PlainSide { hangup: Some(hangup), captured };
-    let conn = ConnContext::new(worker, listener, None, fragment, plain, h2, slot);
-    serve_http(conn, stream, h2, addr).await;
+    let spoken = if h2 { Http::H2 } else { Http::H1(Some(Hangup::of(&stream, meant))) };
+    let conn = ConnContext::new(worker, listener, None, fragment, captured, slot);
+    serve_http(conn, Io::Plain(stream), spoken, addr).await;
 }
 
 /// What the trail tells of a plain connection. Whoever calls from inside the pod acts as the pod's own workload; of others nobody

@@ -3,7 +3,7 @@
 //! Everything here belongs to one thread. Shared state of the process arrives through `watch` channels whose version is
 //! one atomic load to look at, so that no request takes a lock that another worker holds.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
@@ -14,11 +14,10 @@ use http::uri::Authority;
 use tokio::sync::{Semaphore, watch};
 
 use super::clock::Clock;
-use super::hangup::Hangup;
+use super::http1::Scratch;
 use super::ids::IdSource;
-use super::linger::Remainder;
 use super::listener::Slot;
-use super::patience::{Owing, Patience};
+use super::patience::Owing;
 use super::upstream::{Protocol, Upstream, UpstreamSettings};
 use super::vouched::{Peers, Tenure};
 use crate::audit;
@@ -46,7 +45,8 @@ pub(crate) struct Worker {
     pub(crate) drain: DrainWatch,
     /// Where captured connections go on to.
     pub(crate) beyond: RefCell<Vec<Weak<Upstream>>>,
-    pub(crate) builders: super::serving::Builders,
+    /// Where its HTTP/1 connections read to while they wait.
+    pub(crate) scratch: Scratch,
 }
 
 /// Which way requests of a listener go, and by which rule.
@@ -136,14 +136,10 @@ pub(crate) struct ConnContext {
     /// Who the peer proved to be; `None` on plain listeners.
     pub(crate) peer: Option<PeerId>,
     pub(crate) fragment: audit::ConnFragment,
-    /// Tells when the client has gone, on plain HTTP/1.1 connections.
-    pub(crate) hangup: Option<Hangup>,
     /// Where the client had meant to connect to, of a captured connection.
     pub(crate) captured: Option<Box<Captured>>,
-    /// What may still come in when the connection is closed.
-    pub(crate) remainder: Remainder,
-    /// How long the next head may take, on HTTP/1 connections.
-    pub(crate) patience: Option<Rc<Patience>>,
+    /// The client of an HTTP/1 connection has gone, whatever is under way for it.
+    pub(crate) client_gone: Cell<bool>,
     grants: RefCell<Option<(u64, Rc<Grants>)>>,
     /// The last request's route.
     pub(crate) route: RefCell<Option<Route>>,
@@ -209,45 +205,26 @@ impl PeerId {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ClientAddr(pub(crate) IpAddr);
 
-/// What is special to a connection in the clear.
-#[derive(Default)]
-pub(crate) struct PlainSide {
-    pub(crate) hangup: Option<Hangup>,
-    pub(crate) captured: Option<Box<Captured>>,
-}
-
 impl ConnContext {
     pub(crate) fn new(
         worker: Rc<Worker>,
         listener: Rc<ListenerContext>,
         peer: Option<PeerId>,
         fragment: audit::ConnFragment,
-        plain: PlainSide,
-        h2: bool,
+        captured: Option<Box<Captured>>,
         slot: Slot,
     ) -> Rc<Self> {
-        let patience = (!h2).then(|| worker.owing.join(worker.clock.now()));
-        let PlainSide { hangup, captured } = plain;
         Rc::new(Self {
             worker,
             listener,
             peer,
             fragment,
-            hangup,
             captured,
-            remainder: Remainder::default(),
-            patience,
+            client_gone: Cell::new(false),
             grants: RefCell::new(None),
             route: RefCell::new(None),
             _slot: slot,
         })
-    }
-
-    /// A request is over: the client owes the head of the next.
-    pub(crate) fn head_owed(&self) {
-        if let Some(patience) = &self.patience {
-            patience.head_owed(self.worker.clock.latest());
-        }
     }
 
     /// What `policy` grants the peer, who is `id`: worked out when the connection's first request arrives and again when the

@@ -13,8 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsConnector, TlsStream};
 
 use super::http1::{self, Io};
 use super::http2;
@@ -171,7 +170,7 @@ impl Dialer {
         let vouched = joined.map_err(|_| Failure::IDENTITY)?;
         let (retire_at, end) = retirement(peer.not_after.min(by.material().svid.not_after()));
         let tenure = Some(Tenure { end, vouched });
-        Ok((Io::Tls(Box::new(stream)), Life { generation, retire_at: Some(retire_at), tenure }))
+        Ok((Io::Tls(Box::new(stream.into())), Life { generation, retire_at: Some(retire_at), tenure }))
     }
 }
 

@@ -203,7 +203,7 @@ impl Future for Sent {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Poll::Ready(match &mut self.answer {
             Answer::H1(answer) => match ready!(Pin::new(answer).poll(cx)) {
-                Ok(response) => Ok(response.map(Inflow::Upstream)),
+                Ok(response) => Ok(response.map(Inflow::Http1)),
                 Err(error) => {
                     tracing::debug!(%error, "no response");
                     Err(Unanswered(None))

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::context::ConnContext;
 use super::ids::RequestIds;
-use super::outcome::Failure;
+use super::outcome::{CLIENT_GONE, Failure};
 use crate::audit;
 
 /// Shared by the request's future, its body and the response's body; completes when all of them are gone.
@@ -93,16 +93,6 @@ impl Exchange {
         if self.request_broke.get() { Failure::CLIENT_BODY } else { Failure::RESET }
     }
 
-    /// The request's body was given up before its end.
-    pub(crate) fn request_unread(&self) {
-        self.conn.remainder.unread();
-    }
-
-    /// The connection is no longer HTTP's.
-    pub(crate) fn switched(&self) {
-        self.conn.remainder.foreign();
-    }
-
     pub(crate) fn add_request_bytes(&self, n: usize) {
         self.request_bytes.set(self.request_bytes.get() + n as u64);
     }
@@ -162,7 +152,6 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         let worker = &self.conn.worker;
         let now_ns = worker.clock.now_ns();
-        self.conn.head_owed();
         let duration_us = now_ns.saturating_sub(self.started_ns) / 1000;
         worker.metrics.requests_in_flight.dec();
         worker.metrics.exchange(
@@ -174,6 +163,7 @@ impl Drop for Exchange {
         if !self.completes.get() {
             return;
         }
+        let gone = self.conn.client_gone.get() && !self.ended.get();
         if let Some(mut place) = self.reservation.borrow_mut().take() {
             place.complete(&audit::AccessComplete {
                 time_unix_ns: now_ns,
@@ -186,7 +176,7 @@ impl Drop for Exchange {
                     response_bytes: self.response_bytes.get(),
                     duration_us,
                     aborted: !self.ended.get(),
-                    reason: self.failure.get(),
+                    reason: self.failure.get().or(gone.then_some(CLIENT_GONE)),
                 },
             });
         }

@@ -4,11 +4,8 @@
 //! the head is made ready for the next hop, sent, and the bodies stream; their end completes the record. Inbound,
 //! outbound and probes all come through here; what differs between them is data in [`super::context::Direction`].
 
-use std::convert::Infallible;
-use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
 
 use http::header::{self, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -29,26 +26,20 @@ use crate::audit::Recorded;
 
 /// Serves one request that came over `conn`. Never fails: what goes wrong becomes a reply.
 ///
-/// What needs no waiting is done before there is a future, and the future holds no more than what is left to do: hyper
-/// moves it about for every request.
+/// What needs no waiting is done before there is a future, and the future holds no more than what is left to do: it is moved
+/// about for every request.
 pub(crate) fn forward(
     conn: Rc<ConnContext>,
     request: Request<Inflow>,
-) -> impl Future<Output = Result<Response<ReplyBody>, Infallible>> {
+) -> impl Future<Output = Response<ReplyBody>> {
     let mut step = decide(&conn, request);
     async move {
         let onward = match &mut step {
             Step::Onward(onward) => onward,
-            Step::Answered(reply) => {
-                conn.head_owed();
-                return Ok(std::mem::replace(reply, reply::empty()));
-            }
+            Step::Answered(reply) => return std::mem::replace(reply, reply::empty()),
         };
-        let outcome = {
-            let answer = pin!(exchange_with_upstream(onward));
-            unless_hung_up(&conn, answer).await
-        };
-        Ok(outcome.unwrap_or_else(|failure| onward.failed(failure)))
+        let outcome = pin!(exchange_with_upstream(onward)).await;
+        outcome.unwrap_or_else(|failure| onward.failed(failure))
     }
 }
 
@@ -71,14 +62,11 @@ struct Onward {
     reader: Reader,
 }
 
-fn decide(conn: &Rc<ConnContext>, mut request: Request<Inflow>) -> Step {
+fn decide(conn: &Rc<ConnContext>, request: Request<Inflow>) -> Step {
     if let Direction::Probes { health, .. } = &conn.listener.direction
         && let Some(reply) = health.answer(request.method(), request.uri().path())
     {
         return Step::Answered(reply::text(reply.0, reply.1));
-    }
-    if let Some(patience) = &conn.patience {
-        patience.head_came();
     }
     let now_ns = conn.worker.clock.now_ns();
     let ids = conn.worker.ids.next(request.headers().get(TRACEPARENT).map(HeaderValue::as_bytes));
@@ -87,34 +75,16 @@ fn decide(conn: &Rc<ConnContext>, mut request: Request<Inflow>) -> Step {
         match authorize(conn, &request, ids, now_ns) {
             Ok(granted) => granted,
             Err(refused) => {
-                if !request.body().is_end_stream() {
-                    conn.remainder.unread();
-                }
                 let reply = reply::refuse(reader, refused.status, ids.request_id(), refused.told);
                 return Step::Answered(reply);
             }
         };
-    let switch = may_switch.then(|| upgrade::asked(conn, &mut request)).flatten();
+    let switch = may_switch.then(|| upgrade::asked(conn, &request)).flatten();
     let upstream = if switch.is_some() { upstream.for_upgrades() } else { upstream };
     let protocol = upstream.protocol();
     let target = Target { authority, path: target, as_it_came };
     let request = Some(next_request(conn, &exchange, request, target, switch.as_ref(), protocol));
     Step::Onward(Onward { upstream, request, exchange, recorded, asked, switch, reader })
-}
-
-/// The outcome of `answer`, unless the client goes first. On other connections the HTTP library drops all of it then.
-async fn unless_hung_up<T>(
-    conn: &ConnContext,
-    answer: Pin<&mut impl Future<Output = Result<T, Failure>>>,
-) -> Result<T, Failure> {
-    let Some(hangup) = &conn.hangup else { return answer.await };
-    let mut answer = answer;
-    let mut doubt = None;
-    poll_fn(|cx| match answer.as_mut().poll(cx) {
-        Poll::Pending => hangup.poll_gone(cx, &mut doubt).map(|()| Err(Failure::CLIENT_GONE)),
-        outcome => outcome,
-    })
-    .await
 }
 
 async fn exchange_with_upstream(onward: &mut Onward) -> Result<Response<ReplyBody>, Failure> {
@@ -194,7 +164,7 @@ fn next_request(
             {
                 parts.headers.insert(header::HOST, host);
             }
-            // hyper takes a GET without Content-Length for one without a body; one that streams must say so.
+            // A request without a length is one without a body; one that streams must say so.
             if !body.is_end_stream() && !parts.headers.contains_key(header::CONTENT_LENGTH) {
                 parts.headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
             }

@@ -5,67 +5,63 @@
 //! end of the connection: a socket that nobody holds any more has no inode (sock_diag(7)). Where the kernel does not say,
 //! the client is taken to be waiting.
 //!
-//! Owns the plain stream, which the HTTP library reads and writes through [`PlainStream`]. Knows nothing of HTTP.
+//! Owns that question. Knows nothing of HTTP.
 
-use std::io::{self, IoSlice, Read};
+use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 
 /// How long until a client that has only finished sending is looked at again: its close makes no packet.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
-/// A plain connection as the HTTP library uses it.
-pub(crate) struct PlainStream(Arc<TcpStream>);
-
-/// The same connection as a request uses it that waits for its response.
+/// What is known of a plain connection's client.
 pub(crate) struct Hangup {
-    stream: Arc<TcpStream>,
     ends: Option<(SocketAddr, SocketAddr)>,
+    /// After a look that found the client there.
+    again: Option<Pin<Box<Sleep>>>,
 }
-
-/// Both views of one connection. `meant` is where the client believes it is connected to, when that is not us.
-pub(crate) fn watched(stream: TcpStream, meant: Option<SocketAddr>) -> (PlainStream, Hangup) {
-    let ends = stream.peer_addr().ok().zip(meant.or(stream.local_addr().ok()));
-    let ends =
-        ends.filter(|(peer, local)| meant.is_some() || peer.ip().is_loopback() || peer.ip() == local.ip());
-    let stream = Arc::new(stream);
-    (PlainStream(stream.clone()), Hangup { stream, ends })
-}
-
-/// Something came from a client that waits: the inquiry about what it means.
-pub(crate) type Doubt = Pin<Box<dyn Future<Output = ()>>>;
 
 impl Hangup {
-    /// Ready once the client has gone. `doubt` belongs to one wait and starts as `None`; only a client that sends, or
-    /// closes, while it waits for its answer costs more here than a look at a flag.
-    ///
-    /// The connection's own reader does not wait meanwhile, so the one place for a waker that readiness has is free.
-    pub(crate) fn poll_gone(&self, cx: &mut Context<'_>, doubt: &mut Option<Doubt>) -> Poll<()> {
-        if doubt.is_none() {
-            drop(ready!(self.stream.poll_read_ready(cx)));
-            let (stream, ends) = (self.stream.clone(), self.ends);
-            *doubt = Some(Box::pin(async move { Self { stream, ends }.gone().await }));
-        }
-        doubt.as_mut().map_or(Poll::Pending, |doubt| doubt.as_mut().poll(cx))
+    /// Of the client at the other end of `stream`. `meant` is where it believes that it is connected to, when that is not us.
+    pub(crate) fn of(stream: &TcpStream, meant: Option<SocketAddr>) -> Self {
+        let ends = stream.peer_addr().ok().zip(meant.or(stream.local_addr().ok()));
+        let near =
+            |(peer, local): &(SocketAddr, SocketAddr)| peer.ip().is_loopback() || peer.ip() == local.ip();
+        Self { ends: ends.filter(|ends| meant.is_some() || near(ends)), again: None }
     }
 
-    /// Returns once the client has gone.
-    async fn gone(&self) {
+    /// Ready once the client has gone. Only a client that sends, or closes, while it waits for its answer costs more here than a
+    /// look at a flag. Nobody else may wait for what comes: there is one place for a waker.
+    pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>, stream: &TcpStream) -> Poll<()> {
         loop {
-            match self.stream.ready(Interest::READABLE | Interest::ERROR).await {
-                Err(_) => return,
-                Ok(ready) if ready.is_error() => return, // a reset
-                Ok(ready) if ready.is_read_closed() && self.client_holds_no_socket() => return,
-                // It has finished sending, or has sent its next request ahead: neither changes by itself.
-                Ok(_) => tokio::time::sleep(LOOK_AGAIN).await,
+            if let Some(again) = &mut self.again {
+                ready!(again.as_mut().poll(cx));
+                self.again = None;
             }
+            if ready!(stream.poll_read_ready(cx)).is_err() || self.has_gone(stream) {
+                return Poll::Ready(());
+            }
+            // It has finished sending, or has sent its next request ahead: neither changes by itself.
+            self.again = Some(Box::pin(tokio::time::sleep(LOOK_AGAIN)));
+        }
+    }
+
+    /// What it means that something came, or an end.
+    fn has_gone(&self, stream: &TcpStream) -> bool {
+        let ready = pin!(stream.ready(Interest::READABLE | Interest::ERROR));
+        match ready.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Err(_)) => true,
+            Poll::Ready(Ok(ready)) => {
+                ready.is_error() || (ready.is_read_closed() && self.client_holds_no_socket())
+            }
+            Poll::Pending => false,
         }
     }
 
@@ -133,73 +129,6 @@ fn address(ip: IpAddr) -> (u8, [u8; 16]) {
     }
 }
 
-impl AsyncRead for PlainStream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.0.poll_read_ready(cx))?;
-            let room = buf.remaining();
-            // Into memory that nobody zeroed first: that would be 8 KiB of stores for each request.
-            match self.0.try_read_buf(buf) {
-                Ok(n) => {
-                    if 0 < n && n < room {
-                        self.nothing_left();
-                    }
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-    }
-}
-
-impl PlainStream {
-    /// A read that did not fill its buffer has emptied the socket. Saying so saves the next read a system call, and lets
-    /// [`Hangup::gone`] wait for what comes instead of being told of what was.
-    fn nothing_left(&self) {
-        let emptied = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
-        drop(self.0.try_io(Interest::READABLE, emptied));
-    }
-}
-
-impl AsyncWrite for PlainStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.0.poll_write_ready(cx))?;
-            match self.0.try_write(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                done => return Poll::Ready(done),
-            }
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        pieces: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.0.poll_write_ready(cx))?;
-            match self.0.try_write_vectored(pieces) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                done => return Poll::Ready(done),
-            }
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(())) // a TCP socket has no buffer of its own
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(socket2::SockRef::from(&*self.0).shutdown(std::net::Shutdown::Write))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,33 +141,37 @@ mod tests {
         (client, listener.accept().await.unwrap().0)
     }
 
+    async fn gone(hangup: &mut Hangup, stream: &TcpStream) {
+        std::future::poll_fn(|cx| hangup.poll_gone(cx, stream)).await;
+    }
+
     /// If this fails, an app works on for callers that have gone, or callers that half-close lose their answer.
     #[tokio::test]
     async fn a_client_that_closed_is_told_from_one_that_finished_sending() {
         for bind in ["127.0.0.1:0", "[::1]:0"] {
-            let (mut client, server) = pair(bind).await;
-            let (mut plain, hangup) = watched(server, None);
+            let (mut client, mut server) = pair(bind).await;
+            let mut hangup = Hangup::of(&server, None);
             client.write_all(b"request").await.unwrap();
             let mut buffer = [0; 64];
-            assert_eq!(plain.read(&mut buffer).await.unwrap(), 7);
+            assert_eq!(server.read(&mut buffer).await.unwrap(), 7);
             assert!(!hangup.client_holds_no_socket(), "open");
             client.shutdown().await.unwrap();
-            assert_eq!(plain.read(&mut buffer).await.unwrap(), 0);
+            assert_eq!(server.read(&mut buffer).await.unwrap(), 0);
             assert!(!hangup.client_holds_no_socket(), "finished sending");
             drop(client);
             assert!(hangup.client_holds_no_socket(), "closed");
-            hangup.gone().await;
+            gone(&mut hangup, &server).await;
         }
     }
 
     /// If this fails, a client that is killed with an answer unread is not noticed.
     #[tokio::test]
     async fn a_reset_is_noticed() {
-        let (client, server) = pair("127.0.0.1:0").await;
-        let (mut plain, hangup) = watched(server, None);
-        plain.write_all(b"unread").await.unwrap();
+        let (client, mut server) = pair("127.0.0.1:0").await;
+        let mut hangup = Hangup::of(&server, None);
+        server.write_all(b"unread").await.unwrap();
         client.readable().await.unwrap();
         drop(client);
-        hangup.gone().await;
+        gone(&mut hangup, &server).await;
     }
 }

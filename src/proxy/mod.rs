@@ -19,7 +19,6 @@ mod headers;
 mod http1;
 mod http2;
 mod ids;
-mod linger;
 mod listener;
 mod outcome;
 mod patience;

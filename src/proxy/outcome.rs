@@ -7,6 +7,9 @@ pub(crate) const ACCESS_REVOKED: &str = "access_revoked";
 /// Why a stream that was let in is ended: a certificate that it was given on has run out.
 pub(crate) const PEER_EXPIRED: &str = "peer_expired";
 
+/// Why an exchange ended: the client hung up before it had its whole answer.
+pub(crate) const CLIENT_GONE: &str = "client_gone";
+
 /// Why somebody without a certificate is let in: the listener is permissive.
 pub(crate) const UNAUTHENTICATED: &str = "unauthenticated";
 
@@ -36,12 +39,10 @@ impl Failure {
     pub(crate) const AUDIT: Self = Self::new("audit_unavailable", StatusCode::SERVICE_UNAVAILABLE);
     /// The client's body broke off, or was malformed, before it was whole.
     pub(crate) const CLIENT_BODY: Self = Self::new("client_body", StatusCode::BAD_REQUEST);
-    /// The client hung up before there was a response.
-    pub(crate) const CLIENT_GONE: Self = Self::new("client_gone", StatusCode::BAD_REQUEST);
 
     /// Whether the client ended the exchange, so that it counts as aborted whatever it is still told.
     pub(crate) fn is_clients(&self) -> bool {
-        matches!(*self, Self::CLIENT_BODY | Self::CLIENT_GONE)
+        *self == Self::CLIENT_BODY
     }
 
     const fn new(reason: &'static str, status: StatusCode) -> Self {

@@ -1,62 +1,39 @@
 //! HTTP over a connection whose peer is known, until it ends.
 //!
-//! Owns hyper's settings, the choice between HTTP/1.1 and HTTP/2, and the reasons for which a connection ends: its peer, a drain, or what
-//! vouches for the peer. What happens to a request is `forward`'s.
+//! Owns the choice between HTTP/1.1 and HTTP/2, and the reasons for which a connection ends: its peer, a drain, or what vouches for
+//! the peer. What happens to a request is `forward`'s.
 
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
-
-use super::body::Inflow;
 use super::context::{ClientAddr, ConnContext, PeerId};
-use super::forward::forward;
+use super::hangup::Hangup;
+use super::http1::{self, Io};
 use super::http2;
-use super::linger::Linger;
 use super::outcome::PEER_EXPIRED;
 use super::rejected::reject;
-use crate::config::Limits;
 
-/// hyper's settings, made once a worker.
-pub(crate) struct Builders {
-    h1: http1::Builder,
-    /// For plain connections, where [`super::hangup`] tells a client that has gone from one that finished sending. On the
-    /// mesh leg a peer that closes its sending side has gone: no sidecar finishes sending before it has its answer.
-    plain_h1: http1::Builder,
+/// The HTTP that a connection speaks.
+pub(super) enum Http {
+    /// HTTP/1, and what tells of a client that has gone, on a plain connection.
+    H1(Option<Hangup>),
+    /// HTTP/2.
+    H2,
 }
 
-impl Builders {
-    pub(crate) fn new(limits: &Limits) -> Self {
-        let mut h1 = http1::Builder::new();
-        // `max_headers` stays unset: setting it makes hyper allocate for every head.
-        // Nor has it a timer for heads, which it would set for each request: see `patience`.
-        h1.max_header_size(limits.head_bytes as usize).auto_date_header(false);
-        let mut plain_h1 = h1.clone();
-        plain_h1.half_close(true);
-        Self { h1, plain_h1 }
-    }
-}
-
-/// Speaks HTTP over `stream` until it ends. No `async fn`, here and below: an argument of one keeps its place for as long as the
+/// Speaks HTTP over `io` until it ends. No `async fn`, here and below: an argument of one keeps its place for as long as the
 /// future lives, and this one is a kilobyte that has long moved on.
-pub(super) fn serve_http<S>(
+pub(super) fn serve_http(
     conn: Rc<ConnContext>,
-    stream: S,
-    h2: bool,
+    io: Io,
+    http: Http,
     addr: ClientAddr,
-) -> impl Future<Output = ()> + use<S>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let offence: Pin<Box<dyn Future<Output = Option<&'static str>>>> = match h2 {
-        true => Box::pin(serve_h2(conn.clone(), stream)),
-        false => Box::pin(serve_h1(conn.clone(), stream)),
+) -> impl Future<Output = ()> {
+    let offence: Pin<Box<dyn Future<Output = Option<&'static str>>>> = match http {
+        Http::H2 => Box::pin(serve_h2(conn.clone(), io)),
+        Http::H1(hangup) => Box::pin(serve_h1(conn.clone(), io, hangup)),
     };
     async move {
         let worker = conn.worker.clone();
@@ -71,44 +48,25 @@ where
     }
 }
 
-/// Serves HTTP/1.1. Returns what the peer did to HTTP itself: hyper answers such a request on its own, before there is a
-/// request to decide about, so the connection's event is the record of it.
-fn serve_h1<S>(conn: Rc<ConnContext>, stream: S) -> impl Future<Output = Option<&'static str>>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let builders = &conn.worker.builders;
-    let builder = if conn.hangup.is_some() { &builders.plain_h1 } else { &builders.h1 };
-    let io = TokioIo::new(Linger::new(stream, conn.remainder.clone()));
-    let service = {
-        let conn = conn.clone();
-        service_fn(move |request: http::Request<Incoming>| forward(conn.clone(), request.map(Inflow::Http1)))
-    };
-    let mut serving = Box::pin(builder.serve_connection(io, service).with_upgrades());
+/// Serves HTTP/1.1. Returns what the peer did to HTTP itself, or why what vouched for it ended.
+fn serve_h1(
+    conn: Rc<ConnContext>,
+    io: Io,
+    hangup: Option<Hangup>,
+) -> impl Future<Output = Option<&'static str>> {
+    let mut serving = http1::serve(conn.clone(), io, hangup);
     async move {
-        let patient = conn.patience.clone();
-        let silent = poll_fn(|cx| patient.as_ref().map_or(Poll::Pending, |patience| patience.poll_over(cx)));
-        let served = tokio::select! {
-            biased;
-            () = silent => return None,
-            served = drive(serving.as_mut(), &conn, |c| c.graceful_shutdown()) => served,
-        };
-        match served {
+        match drive(Pin::new(&mut serving), &conn, |mut serving| serving.finish()).await {
             Err(PEER_EXPIRED) => None,
             Err(reason) => Some(reason),
-            Ok(Err(error)) if error.is_parse_too_large() => Some("head_too_large"),
-            Ok(Err(error)) if error.is_parse() => Some("malformed_http"),
-            Ok(_) => None,
+            Ok(offence) => offence,
         }
     }
 }
 
 /// Serves HTTP/2, and returns what [`serve_h1`] does.
-fn serve_h2<S>(conn: Rc<ConnContext>, stream: S) -> impl Future<Output = Option<&'static str>>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let accepting = Box::pin(http2::accept(conn.clone(), stream));
+fn serve_h2(conn: Rc<ConnContext>, io: Io) -> impl Future<Output = Option<&'static str>> {
+    let accepting = Box::pin(http2::accept(conn.clone(), io));
     async move {
         let mut drain = conn.worker.drain.clone();
         let accepted = tokio::select! {
@@ -182,9 +140,6 @@ async fn drive<C: Future>(
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::TcpStream;
-    use tokio_rustls::server::TlsStream;
-
     use super::*;
     use crate::proxy::connection::serve;
 
@@ -196,19 +151,18 @@ mod tests {
         size_of::<F>()
     }
 
-    fn of_serve_protocol<A, B, F>(_: fn(A, B) -> F) -> usize {
+    fn of_serve_h1<A, B, C, F>(_: fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    fn of_serve_h2<A, B, F>(_: fn(A, B) -> F) -> usize {
         size_of::<F>()
     }
 
     /// If this fails, each idle connection costs kilobytes for what it did long ago: the task of one was 13 KiB.
     #[test]
     fn the_tasks_of_a_connection_stay_small() {
-        let protocol = [
-            of_serve_protocol(serve_h1::<TlsStream<TcpStream>>),
-            of_serve_protocol(serve_h2::<TlsStream<TcpStream>>),
-        ];
-        let all =
-            [of_serve(serve), of_serve_http(serve_http::<TlsStream<TcpStream>>), protocol[0], protocol[1]];
+        let all = [of_serve(serve), of_serve_http(serve_http), of_serve_h1(serve_h1), of_serve_h2(serve_h2)];
         assert!(all.iter().all(|size| *size <= 1280), "{all:?}");
     }
 }

@@ -7,27 +7,36 @@ use std::rc::Rc;
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 
 use super::body::{Inflow, ReplyBody};
 use super::context::ConnContext;
 use super::endpoint::Lease;
 use super::exchange::Exchange;
 use super::headers;
+use super::http1;
 use super::outcome::Failure;
 use super::stream::{Asked, Standing, carry};
+use super::vouched::Tenure;
 
-/// A client's wish to switch protocols, with its half of the connection to come.
+/// A client's wish to switch protocols.
 pub(crate) struct Switch {
     protocol: HeaderValue,
-    client: OnUpgrade,
+    standing: Standing,
+}
+
+/// An agreement to switch, which waits for the client's stream.
+pub(crate) struct Switched {
+    upstream: http1::Rewound,
+    tenure: Option<Tenure>,
+    /// It counts as a request on its way as long as the stream lives.
+    _lease: Lease,
+    exchange: Rc<Exchange>,
     standing: Standing,
 }
 
 /// The switch that `request` asks for, if it does so by the rules of RFC 9110, section 7.8. `h2c` is not among them
 /// (RFC 9113 dropped it, and smuggling lives there): such a request is served as plain HTTP/1.1.
-pub(crate) fn asked(conn: &Rc<ConnContext>, request: &mut Request<Inflow>) -> Option<Switch> {
+pub(crate) fn asked(conn: &Rc<ConnContext>, request: &Request<Inflow>) -> Option<Switch> {
     if request.version() != Version::HTTP_11 || !headers::names_upgrade(request.headers()) {
         return None;
     }
@@ -36,7 +45,7 @@ pub(crate) fn asked(conn: &Rc<ConnContext>, request: &mut Request<Inflow>) -> Op
         return None;
     }
     let standing = Standing { conn: conn.clone(), asked: Asked::Request(Box::new(head_of(request))) };
-    Some(Switch { protocol, client: hyper::upgrade::on(request), standing })
+    Some(Switch { protocol, standing })
 }
 
 /// The parts of a request's head that decide.
@@ -57,7 +66,7 @@ impl Switch {
         headers.insert(header::UPGRADE, self.protocol.clone());
     }
 
-    /// The upstream agreed: tells the client, and copies until both directions have ended.
+    /// The upstream agreed: what is told to the client, with what follows.
     ///
     /// # Errors
     /// The upstream switched to something the client did not ask for.
@@ -75,19 +84,21 @@ impl Switch {
         let upstream = lease.take_stream().ok_or(Failure::RESET)?;
 
         exchange.status(StatusCode::SWITCHING_PROTOCOLS.as_u16());
-        exchange.switched();
-        let Self { client, standing, .. } = self;
-        drop(tokio::task::spawn_local(async move {
-            if let Ok(client) = client.await {
-                carry(TokioIo::new(client), upstream, &exchange, &standing, tenure.as_ref()).await;
-            }
-            drop(lease); // it counts as a request on its way until now
-        }));
-
+        let switched = Switched { upstream, tenure, _lease: lease, exchange, standing: self.standing };
         let (mut parts, _) = response.into_parts();
         headers::clean_response(&mut parts.headers);
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(header::UPGRADE, agreed);
-        Ok(Response::from_parts(parts, ReplyBody::Own(None)))
+        Ok(Response::from_parts(parts, ReplyBody::Switched(Box::new(switched))))
+    }
+}
+
+impl Switched {
+    /// Copies until both directions have ended, in a task of its own: the connection is no longer HTTP's, and ends otherwise.
+    pub(crate) fn begin(self: Box<Self>, client: http1::Rewound) {
+        drop(tokio::task::spawn_local(async move {
+            let Self { upstream, tenure, _lease, exchange, standing } = *self;
+            carry(client, upstream, &exchange, &standing, tenure.as_ref()).await;
+        }));
     }
 }

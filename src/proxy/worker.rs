@@ -17,10 +17,10 @@ use super::clock::Clock;
 use super::connection::serve;
 use super::context::{ClientAddr, Direction, ListenerContext, PolicyCell, Routes, Worker};
 use super::dial::Dialer;
+use super::http1::Scratch;
 use super::ids::IdSource;
 use super::listener::Accepted;
 use super::patience::Owing;
-use super::serving::Builders;
 use super::upstream::{Protocol, Upstream, UpstreamSettings};
 use super::vouched::Peers;
 use crate::admin::Health;
@@ -127,7 +127,7 @@ async fn work(spec: WorkerSpec, mut inbox: mpsc::UnboundedReceiver<Accepted>) {
         peers,
         pseudonyms: spec.pseudonyms,
         handshakes: Rc::new(Semaphore::new(spec.limits.handshakes)),
-        builders: Builders::new(&spec.limits),
+        scratch: Scratch::default(),
         limits: spec.limits,
         drain: spec.drain,
         beyond: RefCell::default(),

@@ -1,4 +1,4 @@
-//! The body of a response, as it comes in.
+//! A body, as it comes in.
 
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -9,17 +9,19 @@ use http_body::{Frame, SizeHint};
 
 use super::Error;
 use super::chunks::{Chunks, Piece};
-use super::client::Wire;
 use super::head::Length;
+use super::wire::{Coming, Wire};
 
-/// The body of a response. It holds the connection until its last byte was read, and says then whether that may carry more.
+/// A body. It holds the connection until its last byte was read, and says then whether that may carry more.
 pub(crate) struct Incoming {
     wire: Option<Rc<Wire>>,
     left: Left,
     keeps: bool,
 }
 
-enum Left {
+/// What is to come of a body.
+#[derive(Clone, Copy)]
+pub(super) enum Left {
     Bytes(u64),
     Chunks(Chunks),
     UntilClose,
@@ -32,8 +34,14 @@ impl Incoming {
             Length::Chunked => Left::Chunks(Chunks::Size),
             Length::UntilClose => Left::UntilClose,
         };
+        Self::go_on(wire, left, keeps)
+    }
+
+    /// Reads on where another reader stopped.
+    pub(super) fn go_on(wire: Rc<Wire>, left: Left, keeps: bool) -> Self {
+        wire.has_come(Coming::Open);
         let mut body = Self { wire: Some(wire), left, keeps };
-        if length == Length::Exactly(0) {
+        if body.is_end_stream() {
             body.finish();
         }
         body
@@ -42,8 +50,10 @@ impl Incoming {
     /// The next frame; nothing after the last.
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let outcome = ready!(self.poll_next(cx));
-        if matches!(outcome, None | Some(Err(_))) {
-            self.wire = None;
+        if matches!(outcome, None | Some(Err(_)))
+            && let Some(wire) = self.wire.take()
+        {
+            wire.has_come(if outcome.is_none() { Coming::Whole { keeps: false } } else { Coming::Broken });
         }
         Poll::Ready(outcome)
     }
@@ -92,7 +102,7 @@ impl Incoming {
     /// The last byte was read.
     fn finish(&mut self) {
         if let Some(wire) = self.wire.take() {
-            wire.answered(self.keeps);
+            wire.has_come(Coming::Whole { keeps: self.keeps });
         }
         self.left = Left::Bytes(0);
     }
@@ -105,6 +115,14 @@ impl Incoming {
         match self.left {
             Left::Bytes(left) => SizeHint::with_exact(left),
             Left::Chunks(_) | Left::UntilClose => SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if let Some(wire) = self.wire.take() {
+            wire.has_come(Coming::Left(self.left));
         }
     }
 }

@@ -15,6 +15,7 @@ const MAX_TRAILERS: usize = 16 * 1024;
 const MAX_TRAILER_FIELDS: usize = 100;
 
 /// Where in the chunks a reader is.
+#[derive(Clone, Copy)]
 pub(super) enum Chunks {
     /// Before a size.
     Size,

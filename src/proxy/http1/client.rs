@@ -1,47 +1,33 @@
 //! A connection to an upstream: one request at a time, written and answered by the task that has it.
 
-use std::cell::{Cell, RefCell};
-use std::io::{self, IoSlice};
-use std::pin::{Pin, pin};
+use std::cell::Cell;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
-use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use super::Error;
 use super::body::Incoming;
-use super::head::{self, Head, Length};
+use super::head::{self, Length};
 use super::io::{Io, Rewound};
-use super::send::Outgoing;
+use super::request;
+use super::response::{self, Answered};
+use super::send::{Failed, Outgoing};
+use super::wire::{Coming, Wire};
 use crate::proxy::body::RequestBody;
 use crate::proxy::upload::Upload;
 use crate::proxy::vouched::Tenure;
 
-/// Room for a read: at first, and at most. It grows with reads that fill it, so that large answers take few system calls, and
-/// shrinks again when most of it stays empty.
-const ROOM_FIRST: usize = 8 * 1024;
-const ROOM_MOST: usize = 256 * 1024;
-
 /// A connection that carries one request at a time.
-pub(crate) struct Connection(Rc<Wire>);
-
-/// What the request, its upload and the body of its answer share.
-pub(super) struct Wire {
-    io: RefCell<Io>,
-    /// What came and was not taken yet.
-    pub(super) input: RefCell<BytesMut>,
+pub(crate) struct Connection {
+    wire: Rc<Wire>,
+    /// Whether the last request is out to its last byte.
+    sent: Rc<Cell<bool>>,
     /// The largest head of a response.
     head_bytes: usize,
-    room: Cell<usize>,
-    /// Ready when the connection must end, whatever it carries.
-    over: RefCell<Option<Pin<Box<dyn Future<Output = ()>>>>>,
-    /// Whether the request is out to its last byte.
-    sent: Cell<bool>,
-    /// Whether the answer was read to its last byte, and another request may follow.
-    free: Cell<bool>,
 }
 
 /// A request that was not sent: itself.
@@ -50,6 +36,7 @@ pub(crate) struct Unsent(pub(crate) Box<Request<RequestBody>>);
 /// A request on its way. Dropping it before the response ends the connection.
 pub(crate) struct Reply {
     wire: Rc<Wire>,
+    head_bytes: usize,
     method: Method,
     upload: Option<Upload>,
 }
@@ -62,25 +49,17 @@ impl Connection {
                 let _why = tenure.over().await; // told by the side that serves
             })
         });
-        Self(Rc::new(Wire {
-            io: RefCell::new(io),
-            input: RefCell::default(),
-            head_bytes,
-            room: Cell::new(ROOM_FIRST),
-            over: RefCell::new(over),
-            sent: Cell::new(true),
-            free: Cell::new(true),
-        }))
+        Self { wire: Rc::new(Wire::new(io, over)), sent: Rc::new(Cell::new(true)), head_bytes }
     }
 
     /// Whether the last exchange is over, both ways, and left the connection in order.
     pub(crate) fn is_free(&self) -> bool {
-        self.0.free.get() && self.0.sent.get()
+        self.wire.is_in_order() && self.sent.get()
     }
 
     /// Whether something came while nothing was asked, or the other end closed.
     pub(crate) fn stirs(&self) -> bool {
-        self.0.io.borrow().stirs()
+        self.wire.stirs()
     }
 
     /// Sends `request`, as much of it as there is; a task of its own sends the rest.
@@ -88,51 +67,55 @@ impl Connection {
     /// # Errors
     /// Not a byte of it could be written.
     pub(crate) fn send(&self, request: Request<RequestBody>) -> Result<Reply, Unsent> {
-        let wire = self.0.clone();
         let (parts, body) = request.into_parts();
         let mut out = BytesMut::with_capacity(1024);
-        let length = head::write_request(&mut out, &parts);
-        wire.sent.set(false);
-        wire.free.set(false);
-        let method = parts.method.clone();
+        let length = request::write(&mut out, &parts);
+        self.sent.set(false);
+        self.wire.has_come(Coming::Open);
+        let wire = self.wire.clone();
+        let mut reply =
+            Reply { wire, head_bytes: self.head_bytes, method: parts.method.clone(), upload: None };
+        let mut trailers = Vec::new();
         if length == Length::Exactly(0) && body.is_end_stream() {
             let all = out.len();
-            let written = wire.poll_write(&mut Context::from_waker(Waker::noop()), &mut out);
-            match written {
-                Poll::Ready(Ok(())) => wire.sent.set(true),
+            match self.wire.poll_write(&mut Context::from_waker(Waker::noop()), &mut out) {
                 Poll::Ready(Err(_)) if out.len() == all => {
                     return Err(Unsent(Box::new(Request::from_parts(parts, body))));
                 }
-                // Some of it went out; what becomes of it is seen where the answer is read.
-                Poll::Ready(Err(_)) => {}
-                Poll::Pending => {
-                    return Ok(Reply::begin(
-                        wire,
-                        method,
-                        Outgoing { out, length, trailers: Vec::new() },
-                        body,
-                    ));
+                // Where some of it went out, what becomes of it is seen where the answer is read.
+                Poll::Ready(written) => {
+                    self.sent.set(written.is_ok());
+                    return Ok(reply);
                 }
+                Poll::Pending => {}
             }
-            return Ok(Reply { wire, method, upload: None });
+        } else {
+            trailers = head::announced_trailers(&parts.headers);
         }
-        let trailers = head::announced_trailers(&parts.headers);
-        Ok(Reply::begin(wire, method, Outgoing { out, length, trailers }, body))
+        let outgoing = Outgoing { out, length, trailers };
+        let sending = upload(self.wire.clone(), self.sent.clone(), outgoing, body);
+        reply.upload = Upload::begin(Box::pin(sending));
+        Ok(reply)
     }
 
     /// The stream under the connection, which has stopped being HTTP's; nothing while a request is still on its way out.
     pub(crate) fn into_stream(self) -> Option<Rewound> {
-        let Wire { io, input, .. } = Rc::into_inner(self.0)?;
-        Some(Rewound { io: io.into_inner(), ahead: input.into_inner().freeze() })
+        Rc::into_inner(self.wire).map(Wire::into_stream)
+    }
+}
+
+/// Sends the head that waits, and `body` to its end. A body that breaks off ends the connection with it: the upstream must not
+/// take the half for the whole.
+async fn upload(wire: Rc<Wire>, sent: Rc<Cell<bool>>, outgoing: Outgoing, body: RequestBody) {
+    match outgoing.send(&wire, body).await {
+        Ok(()) => sent.set(true),
+        // It may have answered all the same; the reader of the answer tells what there is to tell.
+        Err(Failed::Peer) => {}
+        Err(Failed::Body) => wire.cut(),
     }
 }
 
 impl Reply {
-    fn begin(wire: Rc<Wire>, method: Method, outgoing: Outgoing, body: RequestBody) -> Self {
-        let upload = Upload::begin(Box::pin(outgoing.send(wire.clone(), body)));
-        Self { wire, method, upload }
-    }
-
     /// What still uploads, once the response is there.
     pub(crate) fn into_upload(self) -> Option<Upload> {
         self.upload
@@ -142,10 +125,10 @@ impl Reply {
     fn parse(&self) -> Result<Option<Response<Incoming>>, Error> {
         let mut input = self.wire.input.borrow_mut();
         while !input.is_empty() {
-            let Some(head) = head::read_response(&mut input, &self.method, self.wire.head_bytes)? else {
+            let Some(head) = response::read(&mut input, &self.method, self.head_bytes)? else {
                 break;
             };
-            let Head { response, length, keeps } = head;
+            let Answered { response, length, keeps } = head;
             // Interim responses are for this hop: the client's own side told it to go on (RFC 9110, section 15.2).
             if !response.status().is_informational() || response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 drop(input);
@@ -168,66 +151,5 @@ impl Future for Reply {
                 return Poll::Ready(Err(Error::Cut));
             }
         }
-    }
-}
-
-impl Wire {
-    /// Reads more; 0 at the end.
-    pub(super) fn poll_more(&self, cx: &mut Context<'_>) -> Poll<Result<usize, Error>> {
-        if let Some(over) = &mut *self.over.borrow_mut()
-            && over.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Err(Error::Expired));
-        }
-        let mut input = self.input.borrow_mut();
-        let room = self.room.get();
-        // What is left of an earlier room does, as long as it is worth a read.
-        if input.capacity() - input.len() < room / 2 {
-            input.reserve(room);
-        }
-        let had = input.capacity() - input.len();
-        let n = {
-            let mut io = self.io.borrow_mut();
-            let read = pin!(io.read_buf(&mut *input));
-            ready!(read.poll(cx))?
-        };
-        if n == had {
-            self.room.set((room * 2).min(ROOM_MOST));
-        } else if n < room / 8 {
-            self.room.set((room / 2).max(ROOM_FIRST));
-        }
-        Poll::Ready(Ok(n))
-    }
-
-    /// Writes all of `out`.
-    pub(super) fn poll_write(&self, cx: &mut Context<'_>, out: &mut impl Buf) -> Poll<io::Result<()>> {
-        let mut io = self.io.borrow_mut();
-        let mut io = Pin::new(&mut *io);
-        while out.has_remaining() {
-            let mut pieces = [IoSlice::new(&[]); 2];
-            let count = out.chunks_vectored(&mut pieces);
-            let n = ready!(io.as_mut().poll_write_vectored(cx, &pieces[..count]))?;
-            if n == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            out.advance(n);
-        }
-        io.poll_flush(cx)
-    }
-
-    /// The request is out to its last byte.
-    pub(super) fn sent(&self) {
-        self.sent.set(true);
-    }
-
-    /// The answer was read to its last byte; `keeps` says whether another may follow.
-    pub(super) fn answered(&self, keeps: bool) {
-        // What came behind it was not asked for.
-        self.free.set(keeps && self.input.borrow().is_empty());
-    }
-
-    /// Ends the connection, whoever waits for it.
-    pub(super) fn cut(&self) {
-        self.io.borrow().cut();
     }
 }

@@ -1,4 +1,4 @@
-//! The stream under a connection: plain to the app, TLS to another sidecar.
+//! The stream under a connection: plain on the app's side, TLS on the mesh's.
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
+use tokio_rustls::TlsStream;
 
 /// A connected stream.
 pub(crate) enum Io {
@@ -31,7 +31,7 @@ impl Io {
         drop(socket2::SockRef::from(self.tcp()).shutdown(Shutdown::Both));
     }
 
-    fn tcp(&self) -> &TcpStream {
+    pub(crate) fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(stream) => stream,
             Self::Tls(stream) => stream.get_ref().0,

@@ -1,10 +1,9 @@
-//! A request's body on its way to an upstream, no faster than that reads.
+//! A body on its way out, no faster than the other end reads.
 
 use std::fmt::Write;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
-use std::rc::Rc;
 use std::task::Poll;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -13,9 +12,8 @@ use http::header::HeaderName;
 use http_body::Body;
 
 use super::chunks::may_trail;
-use super::client::Wire;
 use super::head::Length;
-use crate::proxy::body::RequestBody;
+use super::wire::Wire;
 
 /// Pieces up to this size are put together; a larger one is written from where it is.
 const SMALL: usize = 8 * 1024;
@@ -29,31 +27,36 @@ pub(super) struct Outgoing {
     pub(super) trailers: Vec<HeaderName>,
 }
 
-enum Failed {
-    /// The upstream takes no more. It may have answered all the same.
-    Upstream,
+/// Why a message did not go out whole.
+pub(super) enum Failed {
+    /// The other end takes no more.
+    Peer,
     /// The body is not whole.
     Body,
 }
 
 impl From<io::Error> for Failed {
     fn from(_: io::Error) -> Self {
-        Self::Upstream // the reader of the answer tells what there is to tell
+        Self::Peer
     }
 }
 
 impl Outgoing {
-    /// Sends the head that waits, and `body` to its end. A body that breaks off ends the connection with it: the upstream must
-    /// not take the half for the whole.
-    pub(super) async fn send(mut self, wire: Rc<Wire>, body: RequestBody) {
-        match self.all(&wire, pin!(body)).await {
-            Ok(()) => wire.sent(),
-            Err(Failed::Upstream) => {}
-            Err(Failed::Body) => wire.cut(),
-        }
+    /// Sends what waits, and `body` to its end.
+    ///
+    /// # Errors
+    /// It did not go out whole, and the other end must not take it for that.
+    pub(super) async fn send<B>(mut self, wire: &Wire, body: B) -> Result<(), Failed>
+    where
+        B: Body<Data = Bytes>,
+    {
+        self.all(wire, pin!(body)).await
     }
 
-    async fn all(&mut self, wire: &Wire, mut body: Pin<&mut RequestBody>) -> Result<(), Failed> {
+    async fn all<B>(&mut self, wire: &Wire, mut body: Pin<&mut B>) -> Result<(), Failed>
+    where
+        B: Body<Data = Bytes>,
+    {
         while !body.is_end_stream() {
             let frame = match poll_fn(|cx| Poll::Ready(body.as_mut().poll_frame(cx))).await {
                 Poll::Ready(frame) => frame,

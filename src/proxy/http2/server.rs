@@ -74,7 +74,7 @@ async fn serve(conn: Rc<ConnContext>, request: Request<RecvStream>, mut respond:
     let response = {
         let mut answer = pin!(forward(conn, request.map(Inflow::streamed)));
         poll_fn(|cx| match answer.as_mut().poll(cx) {
-            Poll::Ready(response) => Poll::Ready(response.ok()),
+            Poll::Ready(response) => Poll::Ready(Some(response)),
             // A client that no longer wants its answer ends the exchange: what is dropped here ends at the upstream.
             Poll::Pending => respond.poll_reset(cx).map(|_| None),
         })
