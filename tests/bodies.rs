@@ -291,6 +291,64 @@ async fn a_client_that_hangs_up_while_waiting_is_seen_by_the_app() {
     }
 }
 
+/// If this fails, an app goes on waiting for news for a caller that has left while it was waiting for them too: each such stream
+/// is kept until the next piece of news, which may never come.
+#[tokio::test]
+async fn a_client_that_hangs_up_between_two_pieces_of_an_answer_is_seen_by_the_app() {
+    for leg in LEGS {
+        let (seen, mut at_app) = mpsc::channel(1);
+        let app = accepting(move |mut stream| {
+            let seen = seen.clone();
+            async move {
+                read_head(&mut stream).await;
+                let first = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n";
+                stream.write_all(first).await.unwrap();
+                let ended = stream.read(&mut [0]).await;
+                assert!(!matches!(ended, Ok(1)));
+                seen.send("hung up").await.unwrap();
+            }
+        });
+        let mesh = Mesh::with(app.await, Setup { service_extra: leg, ..Setup::default() }).await;
+        let mut client = TcpStream::connect(mesh.outbound()).await.unwrap();
+        client.write_all(b"GET /open/a HTTP/1.1\r\nHost: records.clinic\r\n\r\n").await.unwrap();
+        assert!(read_head(&mut client).await.starts_with("HTTP/1.1 200"));
+        drop(client);
+        assert_eq!(patiently(at_app.recv()).await, Some("hung up"), "{leg}");
+        assert_eq!(completion(&mesh.trail().await)["aborted"], true, "{leg}");
+    }
+}
+
+/// If this fails, a refused request costs its client the connection, or what was the body of one is read as the next.
+#[tokio::test]
+async fn the_body_of_a_refused_request_is_thrown_away_or_the_connection_closes() {
+    let app = App::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    let mesh = Mesh::with(app.addr, Setup::default()).await;
+    let hidden = "GET /open/hidden HTTP/1.1\r\nHost: records.clinic\r\n\r\n";
+    let refused = |framing: &str, body: &str| {
+        format!("POST /open/a HTTP/1.1\r\nHost: nobody.clinic\r\n{framing}\r\n\r\n{body}")
+    };
+    let length = format!("Content-Length: {}", hidden.len());
+    let chunks = format!("{:x}\r\n{hidden}\r\n0\r\n\r\n", hidden.len());
+    for (framing, body) in [(&*length, hidden), ("Transfer-Encoding: chunked", &*chunks)] {
+        let mut wire = Wire::connect(mesh.outbound()).await;
+        let next = "GET /open/next HTTP/1.1\r\nHost: records.clinic\r\n\r\n";
+        wire.send(format!("{}{next}", refused(framing, body))).await;
+        let reply = wire.response("POST").await;
+        assert_eq!((reply.status(), reply.header("connection")), (404, None), "{framing}");
+        assert_eq!(wire.response("GET").await.text(), "ok", "{framing}");
+
+        // Where the rest of it is still to come, nobody waits for that.
+        let mut wire = Wire::connect(mesh.outbound()).await;
+        wire.send(refused(framing, &body[..body.len() - 1])).await;
+        let reply = wire.response("POST").await;
+        assert_eq!((reply.status(), reply.header("connection")), (404, Some("close")), "{framing}");
+        wire.send(format!("{}{hidden}", &body[body.len() - 1..])).await;
+        assert_eq!(wire.rest().await, b"", "{framing}");
+    }
+    let seen: Vec<_> = app.seen().iter().map(|request| request.start.clone()).collect();
+    assert_eq!(seen, ["GET /open/next HTTP/1.1"; 2]);
+}
+
 /// If this fails, a large upload that is refused looks like a broken network: the refusal is lost in a reset.
 #[tokio::test]
 async fn an_upload_that_is_denied_gets_its_403() {
