@@ -1,6 +1,6 @@
 //! What heads of requests and of responses have in common.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::Error;
@@ -19,59 +19,39 @@ pub(super) enum Length {
     UntilClose,
 }
 
-/// Where a text stands in the bytes that it came in: its start and its length.
-pub(super) type Place = (usize, usize);
-
-/// Where the fields of a head stand, so that their values can be pieces of the buffer they came in.
-pub(super) struct Places {
-    base: usize,
-    fields: [(Place, Place); MAX_FIELDS],
-    count: usize,
-}
-
-impl Places {
-    /// Of `fields`, which were found in `input`.
-    pub(super) fn of(input: &[u8], fields: &[httparse::Header<'_>]) -> Self {
-        let mut places = Self {
-            base: input.as_ptr() as usize,
-            fields: [((0, 0), (0, 0)); MAX_FIELDS],
-            count: fields.len(),
-        };
-        for (field, at) in fields.iter().zip(&mut places.fields) {
-            *at = (place(places.base, field.name.as_bytes()), place(places.base, field.value));
-        }
-        places
+/// Takes a head off the front of `input`, with the blank line that ends it; nothing while it is not whole. Blank lines ahead of it
+/// mean nothing (RFC 9112, section 2.2).
+///
+/// # Errors
+/// It is larger than `most`.
+pub(super) fn take(input: &mut BytesMut, most: usize) -> Result<Option<Bytes>, Error> {
+    let blank = input.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+    if blank > 0 {
+        input.advance(blank);
     }
-
-    /// Where `text`, a piece of the same input, stands.
-    pub(super) fn place(&self, text: &str) -> Place {
-        place(self.base, text.as_bytes())
-    }
-
-    pub(super) fn count(&self) -> usize {
-        self.count
-    }
-
-    /// The fields, out of what was taken from the input.
-    pub(super) fn read(
-        &self,
-        text: &Bytes,
-    ) -> impl Iterator<Item = Result<(HeaderName, HeaderValue), Error>> {
-        self.fields[..self.count].iter().map(|(name, value)| {
-            let name = HeaderName::from_bytes(&slice(text, *name)).map_err(|_| Error::Field)?;
-            let value = HeaderValue::from_maybe_shared(slice(text, *value)).map_err(|_| Error::Field)?;
-            Ok((name, value))
-        })
+    match end(input, 0) {
+        Some(length) if length <= most => Ok(Some(input.split_to(length).freeze())),
+        None if input.len() < most => Ok(None),
+        _ => Err(Error::TooLarge),
     }
 }
 
-fn place(base: usize, text: &[u8]) -> Place {
-    (text.as_ptr() as usize - base, text.len())
+/// Where the first head in `input` ends, if that is behind byte `from`.
+pub(super) fn end(input: &[u8], from: usize) -> Option<usize> {
+    let start = from.saturating_sub(3);
+    let new = &input[start..];
+    memchr::memchr_iter(b'\n', new).find_map(|at| match new[at + 1..] {
+        [b'\n', ..] => Some(start + at + 2),
+        [b'\r', b'\n', ..] => Some(start + at + 3),
+        _ => None,
+    })
 }
 
-/// The text at a place.
-pub(super) fn slice(text: &Bytes, (at, length): Place) -> Bytes {
-    text.slice(at..at + length)
+/// A field, whose value is a piece of the `text` that it was found in.
+pub(super) fn field(text: &Bytes, found: &httparse::Header<'_>) -> Result<(HeaderName, HeaderValue), Error> {
+    let name = HeaderName::from_bytes(found.name.as_bytes()).map_err(|_| Error::Field)?;
+    let value = HeaderValue::from_maybe_shared(text.slice_ref(found.value)).map_err(|_| Error::Field)?;
+    Ok((name, value))
 }
 
 /// Writes a line of a head.
@@ -94,4 +74,23 @@ pub(super) fn announced_trailers(headers: &HeaderMap) -> Vec<HeaderName> {
     let lines = headers.get_all(header::TRAILER).iter();
     let names = lines.flat_map(|line: &HeaderValue| line.as_bytes().split(|b| *b == b','));
     names.filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// If this fails, a message that comes in several packets is never answered, or what came behind a head is taken for it.
+    #[test]
+    fn the_end_of_a_head_is_seen_wherever_it_was_cut() {
+        for head in ["GET / HTTP/1.1\r\na: b\r\n\r\n", "GET / HTTP/1.1\na: b\n\n"] {
+            for cut in 1..head.len() {
+                assert_eq!(end(head.as_bytes(), cut), Some(head.len()), "{head:?} {cut}");
+                assert_eq!(end(&head.as_bytes()[..cut], 0), None, "{head:?} {cut}");
+            }
+            let mut input = BytesMut::from(format!("\r\n{head}rest").as_str());
+            assert_eq!(take(&mut input, 100).unwrap().unwrap(), head);
+            assert_eq!(input, "rest");
+        }
+    }
 }

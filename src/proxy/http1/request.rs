@@ -8,7 +8,7 @@ use http::request::Parts;
 use http::{Method, Request, Uri, Version};
 
 use super::Error;
-use super::head::{Length, MAX_FIELDS, Places, decimal, slice, write_field};
+use super::head::{self, Length, MAX_FIELDS, decimal, write_field};
 use super::response::Manner;
 use crate::proxy::headers::has_token;
 
@@ -53,26 +53,27 @@ pub(super) fn write(out: &mut BytesMut, request: &Parts) -> Length {
 /// # Errors
 /// It is larger than `most`, or no head of a request, or the length of its body could be read in two ways.
 pub(super) fn read(input: &mut BytesMut, most: usize) -> Result<Option<Asked>, Error> {
+    let parser = httparse::ParserConfig::default(); // strict
     let mut room = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut parsed = httparse::Request::new(&mut []);
-    let config = httparse::ParserConfig::default();
-    let length = match config.parse_request_with_uninit_headers(&mut parsed, input, &mut room) {
-        Ok(httparse::Status::Complete(length)) if length <= most => length,
-        Ok(httparse::Status::Partial) if input.len() < most => return Ok(None),
-        Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(Error::TooLarge),
-        Err(error) => return Err(error.into()),
+    let Some(text) = head::take(input, most)? else {
+        // What cannot become a head is not waited for.
+        let begun = parser.parse_request_with_uninit_headers(&mut parsed, input, &mut room);
+        return begun.map_err(error).map(|_| None);
     };
+    match parser.parse_request_with_uninit_headers(&mut parsed, &text, &mut room).map_err(error)? {
+        httparse::Status::Complete(length) if length == text.len() => {}
+        _ => return Err(Error::Framing),
+    }
     let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
     let method =
         Method::from_bytes(parsed.method.unwrap_or_default().as_bytes()).map_err(|_| Error::Field)?;
-    let places = Places::of(input, parsed.headers);
-    let target = places.place(parsed.path.unwrap_or_default());
-    let text = input.split_to(length).freeze();
-    let uri = Uri::from_maybe_shared(slice(&text, target)).map_err(|_| Error::Field)?;
-    let mut headers = HeaderMap::with_capacity(places.count());
+    let target = text.slice_ref(parsed.path.unwrap_or_default().as_bytes());
+    let uri = Uri::from_maybe_shared(target).map_err(|_| Error::Field)?;
+    let mut headers = HeaderMap::with_capacity(parsed.headers.len());
     let mut said = Said::default();
-    for field in places.read(&text) {
-        let (name, value) = field?;
+    for found in parsed.headers.iter() {
+        let (name, value) = head::field(&text, found)?;
         if name == header::CONTENT_LENGTH {
             let bytes = decimal(value.as_bytes()).ok_or(Error::Framing)?;
             match said.length.replace(bytes) {
@@ -109,6 +110,13 @@ pub(super) fn read(input: &mut BytesMut, most: usize) -> Result<Option<Asked>, E
     (*request.method_mut(), *request.uri_mut(), *request.version_mut()) = (method, uri, version);
     *request.headers_mut() = headers;
     Ok(Some(Asked { request, length, manner, waits }))
+}
+
+fn error(error: httparse::Error) -> Error {
+    match error {
+        httparse::Error::TooManyHeaders => Error::TooLarge,
+        error => error.into(),
+    }
 }
 
 /// What the fields of a request's head say of its form.

@@ -9,7 +9,7 @@ use http::{Method, Response, StatusCode, Version};
 use http_body::Body;
 
 use super::Error;
-use super::head::{Length, MAX_FIELDS, Places, decimal, write_field};
+use super::head::{self, Length, MAX_FIELDS, decimal, write_field};
 use crate::proxy::headers::has_token;
 
 /// A response that came, up to its body.
@@ -80,22 +80,23 @@ pub(super) fn write(out: &mut BytesMut, parts: &Parts, body: &impl Body, manner:
 
 /// Takes the head of a response to `method` from `input`; nothing while it is not whole.
 pub(super) fn read(input: &mut BytesMut, method: &Method, most: usize) -> Result<Option<Answered>, Error> {
+    let parser = httparse::ParserConfig::default(); // strict
     let mut room = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut parsed = httparse::Response::new(&mut []);
-    let config = httparse::ParserConfig::default();
-    let length = match config.parse_response_with_uninit_headers(&mut parsed, input, &mut room) {
-        Ok(httparse::Status::Complete(length)) if length <= most => length,
-        Ok(httparse::Status::Partial) if input.len() < most => return Ok(None),
-        Ok(_) => return Err(Error::TooLarge),
-        Err(error) => return Err(error.into()),
+    let Some(text) = head::take(input, most)? else {
+        // What cannot become a head is not waited for.
+        parser.parse_response_with_uninit_headers(&mut parsed, input, &mut room)?;
+        return Ok(None);
     };
+    match parser.parse_response_with_uninit_headers(&mut parsed, &text, &mut room)? {
+        httparse::Status::Complete(length) if length == text.len() => {}
+        _ => return Err(Error::Framing),
+    }
     let version = if parsed.version == Some(1) { Version::HTTP_11 } else { Version::HTTP_10 };
     let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Error::Field)?;
-    let places = Places::of(input, parsed.headers);
-    let text = input.split_to(length).freeze();
-    let mut headers = HeaderMap::with_capacity(places.count());
-    for field in places.read(&text) {
-        let (name, value) = field?;
+    let mut headers = HeaderMap::with_capacity(parsed.headers.len());
+    for found in parsed.headers.iter() {
+        let (name, value) = head::field(&text, found)?;
         headers.append(name, value);
     }
     let mut response = Response::new(());

@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
 
 use super::body::Incoming;
-use super::head::{Length, announced_trailers};
+use super::head::{self, Length};
 use super::io::Io;
 use super::request::{self, Asked};
 use super::response::{self, Manner};
@@ -92,8 +92,7 @@ impl Server {
                 Err(error) => return Box::pin(self.refuse(&error)).await,
             };
             self.patience.head_came();
-            // Boxed: between requests the connection keeps no room for one.
-            match Box::pin(self.exchange(asked)).await {
+            match self.exchange(asked).await {
                 Then::Next => self.patience.head_owed(self.conn.worker.clock.latest()),
                 Then::Close => break,
                 Then::Over => return None,
@@ -122,7 +121,8 @@ impl Server {
                     if self.closing.get() {
                         return Poll::Ready(Ok(None));
                     }
-                } else if *looked_at == 0 || may_end_head(&input, *looked_at) || input.len() >= most {
+                } else if *looked_at == 0 || head::end(&input, *looked_at).is_some() || input.len() >= most {
+                    // To parse for each of the packets that it comes in would cost the square of a head's length.
                     match request::read(&mut input, most) {
                         Ok(None) => {}
                         asked => return Poll::Ready(asked),
@@ -162,7 +162,8 @@ impl Server {
             },
             (_, None) => self.write(out).await,
             (body, Some(length)) => {
-                let trailers = if manner.trailers { announced_trailers(&parts.headers) } else { Vec::new() };
+                let trailers =
+                    if manner.trailers { head::announced_trailers(&parts.headers) } else { Vec::new() };
                 self.send(Outgoing { out, length, trailers }, body).await
             }
         };
@@ -252,27 +253,4 @@ fn poll_gone(conn: &ConnContext, wire: &Wire, hangup: &mut Option<Hangup>, cx: &
     ready!(wire.poll_gone(cx, hangup.as_mut(), &conn.worker.scratch));
     conn.client_gone.set(true);
     Poll::Ready(())
-}
-
-/// Whether a head may end behind byte `from`. To parse one for each of the packets that it comes in would cost the square of its
-/// length.
-fn may_end_head(input: &[u8], from: usize) -> bool {
-    let new = &input[from.saturating_sub(3)..];
-    memchr::memchr_iter(b'\n', new).any(|at| matches!(new[at + 1..], [b'\n', ..] | [b'\r', b'\n', ..]))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::may_end_head;
-
-    /// If this fails, a request that comes in several packets is never answered.
-    #[test]
-    fn the_end_of_a_head_is_seen_wherever_it_was_cut() {
-        for head in ["GET / HTTP/1.1\r\na: b\r\n\r\n", "GET / HTTP/1.1\na: b\n\n"] {
-            for cut in 1..head.len() {
-                assert!(may_end_head(head.as_bytes(), cut), "{head:?} {cut}");
-            }
-            assert!(!may_end_head(&head.as_bytes()[..head.len() - 1], 1), "{head:?}");
-        }
-    }
 }
