@@ -2,8 +2,8 @@
 # The chart and the webhook against a real kube-apiserver and etcd.
 # Parts: Go and the Go modules of kube-apiserver and helm (built into target/ once), Debian's etcd-server, kubernetes-client, curl, python3, openssl.
 # Shows: the chart lints and installs by the README's commands; pods and a Job's pod are mutated by the API server as `inject` says; bad annotations are
-# refused with their message; opting out; upgrade keeps the certificate; uninstall leaves nothing. No kubelet: what is injected runs in
-# capture.sh and compose.sh.
+# refused with their message; opting out; upgrade keeps the certificate, and no pod is refused or left without a sidecar while webhooks are replaced; what is
+# optional is taken by the API server by its publishers' definitions; uninstall leaves nothing. No kubelet: what is injected runs in capture.sh and compose.sh.
 . "$(dirname "$0")/lib.sh"
 need etcd etcd-server
 need curl curl
@@ -42,7 +42,7 @@ export KUBECONFIG=$work/kubeconfig
 # Here the webhook is no pod: the API server is told where it is.
 helm() {
   case $1 in
-    install | upgrade) "$tools/helm" "$@" --set webhook.url=https://127.0.0.1:26444 ;;
+    install | upgrade) "$tools/helm" "$@" --set webhook.url=https://127.0.0.1:26446 ;;
     *) "$tools/helm" "$@" ;;
   esac
 }
@@ -69,9 +69,17 @@ secret() { api $at/api/v1/namespaces/phiward/secrets/phiward-webhook-tls; }
 mkdir -p webhook
 secret | of 'base64.b64decode(o["data"]["tls.crt"]).decode()' >webhook/tls.crt
 secret | of 'base64.b64decode(o["data"]["tls.key"]).decode()' >webhook/tls.key
-api $at/api/v1/namespaces/phiward/configmaps/phiward-webhook | of 'o["data"]["webhook.yaml"]' | sed "s#/etc/phiward/tls#$work/webhook#g; s#0.0.0.0:15443#127.0.0.1:26444#" >webhook/webhook.yaml
-"$phiward" k8s webhook --config webhook/webhook.yaml 2>webhook.log &
-until_true "the webhook" curl -fsSk -m 2 -o /dev/null https://127.0.0.1:26444/ready
+api $at/api/v1/namespaces/phiward/configmaps/phiward-webhook | of 'o["data"]["webhook.yaml"]' | sed "s#/etc/phiward/tls#$work/webhook#g" >installed-webhook.yaml
+webhook() { # PORT: starts one, which is an endpoint once it is ready; its process is webhook_pid
+  sed "s#0.0.0.0:15443#127.0.0.1:$1#" installed-webhook.yaml >"webhook/$1.yaml"
+  "$phiward" k8s webhook --config "webhook/$1.yaml" 2>"webhook-$1.log" &
+  webhook_pid=$!
+  until_true "the webhook" curl -fsSk -m 2 -o /dev/null "https://127.0.0.1:$1/ready"
+}
+webhook 26444
+echo 26444 >endpoints
+"$root/tests/e2e/tools/kubernetes/service.py" 26446 endpoints 2>service.log &
+until_true "its Service" curl -fsSk -m 2 -o /dev/null https://127.0.0.1:26446/ready
 
 pod() { # NAME ANNOTATIONS [MORE-OF-SPEC [MORE-OF-METADATA]]
   printf '{"apiVersion":"v1","kind":"Pod","metadata":{"name":"%s","labels":{"app":"records"},"annotations":%s%s},"spec":{"containers":[{"name":"app","image":"app","ports":[{"containerPort":8080}],"readinessProbe":{"httpGet":{"path":"/healthz","port":8080}}}]%s}}' "$1" "$2" "${4:-}" "${3:-}"
@@ -83,9 +91,9 @@ check "a native one" equal "$(of 'o["spec"]["initContainers"][0]["restartPolicy"
 check "its probe goes to the probe listener" equal "$(of 'o["spec"]["containers"][0]["readinessProbe"]["httpGet"]["port"]' <records.json)" 15008
 of 'o["metadata"]["annotations"]["phiward.dev/config"]' <records.json >sidecar.json
 check "its configuration is one that run takes" eval "{ $phiward check --config sidecar.json 2>&1 || true; } | matches 'spire|agent'"
-pod records '{}' | "$phiward" k8s inject --config webhook/webhook.yaml --namespace clinic -f - >injected.yaml
+pod records '{}' | "$phiward" k8s inject --config webhook/26444.yaml --namespace clinic -f - >injected.yaml
 check "inject says the same" eval "matches phiward-capture <injected.yaml && matches 'phiward.dev/status' <injected.yaml"
-"$phiward" k8s inject --config webhook/webhook.yaml -f injected.yaml >twice.yaml
+"$phiward" k8s inject --config webhook/26444.yaml -f injected.yaml >twice.yaml
 check "twice is once" cmp injected.yaml twice.yaml
 create clinic job '{}' ',"restartPolicy":"Never"' ',"ownerReferences":[{"apiVersion":"batch/v1","kind":"Job","name":"j","uid":"1"}]' >job.json
 check "a Job's pod can complete: its sidecar is native" equal "$(of 'o["spec"]["restartPolicy"]+" "+o["spec"]["initContainers"][0]["restartPolicy"]' <job.json)" "Never Always"
@@ -98,7 +106,7 @@ check "a bad annotation is refused with its message" eval "matches 'did you mean
 create clinic host '{}' ',"hostNetwork":true' >host.json
 check "so is hostNetwork" eval "matches 'hostNetwork: true' <host.json"
 
-say "== upgrade and removal"
+say "== upgrade"
 before=$(secret | of 'o["data"]["tls.crt"]')
 upgrade() { helm upgrade phiward "$chart" -n phiward --reuse-values "$@" >upgrade.log 2>&1; }
 check "it upgrades" upgrade --set webhook.failurePolicy=Ignore --set-file "policies.other=$root/config/policy.yaml"
@@ -106,8 +114,58 @@ check "the certificate stays" equal "$(secret | of 'o["data"]["tls.crt"]')" "$be
 check "the new value is there" eval "api $at/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/phiward-phiward | matches Ignore"
 create clinic again '{}' >again.json
 check "pods are still injected" eval "matches phiward-capture <again.json"
+say "== webhooks are replaced while pods are created"
+: >rolling
+roll() { # until the file is gone
+  local i=0
+  while [ -e rolling ]; do
+    i=$((i + 1))
+    create clinic "rolling-$i" '{}' >rolled.json
+    if matches phiward-capture <rolled.json; then echo injected; else cat rolled.json; fi
+  done >rolled
+}
+roll &
+rolling_pid=$!
+for port in 26445 26444; do
+  old_pid=$webhook_pid
+  webhook $port
+  # The pod is told to end, and is an endpoint for a moment longer: the two go their own ways in a cluster.
+  kill -TERM "$old_pid"
+  sleep 1
+  echo $port >endpoints
+  wait "$old_pid"
+done
+rm rolling
+wait "$rolling_pid"
+say "$(grep -c injected rolled) pods"
+check "there were pods in all of that time" [ "$(grep -c injected rolled)" -ge 20 ]
+check "each of them was created, with its sidecar" equal "$(grep -vc injected rolled)" 0
+
+say "== what is optional"
+mapfile -t crds < <("$root/tests/e2e/tools/kubernetes/crds.sh")
+check "the definitions of the Prometheus operator and cert-manager" eval "kubectl create $(printf -- '-f %s ' "${crds[@]}") >>commands.log 2>&1"
+until_true "they are served" eval "kubectl get podmonitors,prometheusrules,certificates -A"
+check "with monitoring" upgrade --set monitoring.enabled=true
+check "its objects are there" equal "$(kubectl -n phiward get podmonitors,prometheusrules -o name | wc -l)" 3
+check "and the dashboard" eval "kubectl -n phiward get configmap phiward-dashboard -o jsonpath='{.data.phiward\.json}' | python3 -m json.tool >/dev/null"
+check "identities by cert-manager's driver" upgrade --set identity.source=cert-manager
+check "the collector takes its own so" eval "kubectl -n phiward get statefulset phiward-collector -o yaml | matches spiffe.csi.cert-manager.io"
+check "identities that are brought" upgrade --set identity.source=secret --set identity.secret=own-svid
+check "the collector takes its own so too" eval "kubectl -n phiward get statefulset phiward-collector -o yaml | matches own-svid"
+check "the webhook's certificate by cert-manager" upgrade --set webhook.certManagerIssuer=clinic-ca
+check "it is asked for by the Service's name" eval "kubectl -n phiward get certificate phiward-webhook -o yaml | matches phiward-webhook.phiward.svc"
+check "and its CA is to be put where the API server looks" eval "kubectl get mutatingwebhookconfiguration phiward-phiward -o yaml | matches 'inject-ca-from: phiward/phiward-webhook'"
+
+say "== helm test: what its pod runs"
+"$tools/helm" -n phiward get hooks phiward | kubectl create --dry-run=client -o json -f - >test-pod.json
+mapfile -t arguments < <(of '"\n".join(o["spec"]["containers"][0]["args"])' <test-pod.json | sed "s#/etc/phiward/config/webhook.yaml#installed-webhook.yaml#")
+check "it is content with the installed configuration" eval '"$phiward" "${arguments[@]}" >helm-test.log 2>&1'
+sed -i 's/^trust_domain.*/trust_domain: "not a domain"/' installed-webhook.yaml
+check "and not with another" eval '! "$phiward" "${arguments[@]}" >>helm-test.log 2>&1'
+
+say "== removal"
 check "the chart carries policies too" eval "kubectl -n other get configmap phiward-policy -o yaml | matches fhir"
 check "it is removed" eval "helm uninstall phiward -n phiward >uninstall.log 2>&1"
-left() { for kind in api/v1/configmaps api/v1/secrets api/v1/services api/v1/serviceaccounts apis/apps/v1/deployments apis/apps/v1/statefulsets apis/policy/v1/poddisruptionbudgets apis/networking.k8s.io/v1/networkpolicies apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations; do
+left() { for kind in api/v1/configmaps api/v1/secrets api/v1/services api/v1/serviceaccounts apis/apps/v1/deployments apis/apps/v1/statefulsets apis/policy/v1/poddisruptionbudgets apis/networking.k8s.io/v1/networkpolicies apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations apis/monitoring.coreos.com/v1/podmonitors apis/monitoring.coreos.com/v1/prometheusrules apis/cert-manager.io/v1/certificates; do
   api "$at/$kind?labelSelector=app.kubernetes.io/part-of%3Dphiward" | of '"".join(i["metadata"]["name"]+"\n" for i in o["items"])'; done | tr -d '\n'; }
 check "and leaves nothing" equal "$(left)" ""

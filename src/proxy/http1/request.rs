@@ -12,6 +12,9 @@ use super::head::{self, Length, MAX_FIELDS, decimal, write_field};
 use super::response::Manner;
 use crate::proxy::headers::has_token;
 
+/// As many fields are added on the way to the app; a map that has no room for them is made anew.
+const SET_FOR_THE_APP: usize = 3;
+
 /// A request that came, up to its body.
 pub(super) struct Asked {
     pub(super) request: Request<()>,
@@ -70,7 +73,7 @@ pub(super) fn read(input: &mut BytesMut, most: usize) -> Result<Option<Asked>, E
         Method::from_bytes(parsed.method.unwrap_or_default().as_bytes()).map_err(|_| Error::Field)?;
     let target = text.slice_ref(parsed.path.unwrap_or_default().as_bytes());
     let uri = Uri::from_maybe_shared(target).map_err(|_| Error::Field)?;
-    let mut headers = HeaderMap::with_capacity(parsed.headers.len());
+    let mut headers = HeaderMap::with_capacity(parsed.headers.len() + SET_FOR_THE_APP);
     let mut said = Said::default();
     for found in parsed.headers.iter() {
         let (name, value) = head::field(&text, found)?;

@@ -17,6 +17,8 @@ use crate::proxy::hangup::Hangup;
 /// shrinks again when most of it stays empty.
 const ROOM_FIRST: usize = 8 * 1024;
 const ROOM_MOST: usize = 256 * 1024;
+/// What comes first of a request is mostly all of it.
+const SCRATCH: usize = 32 * 1024;
 /// What a client that asked for it is told before it sends a body (RFC 9110, section 10.1.1).
 const GO_ON: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -53,7 +55,7 @@ pub(crate) struct Scratch(RefCell<Box<[u8]>>);
 
 impl Default for Scratch {
     fn default() -> Self {
-        Self(RefCell::new(vec![0; 2 * ROOM_FIRST].into()))
+        Self(RefCell::new(vec![0; SCRATCH].into()))
     }
 }
 
