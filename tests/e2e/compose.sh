@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The image and the stack of deploy/compose on a real Docker engine, which this script starts for itself.
-# Parts: Debian's docker.io and docker-compose, curl, python3; Go and Go modules for the OpenTelemetry Collector. Needs root.
+# Parts: Debian's docker.io, docker-compose, prometheus, curl, python3; Go and Go modules for the OpenTelemetry Collector. Needs root.
 # Shows: the image holds one static program and runs as nobody; the three curl lines of the README; a killed collector loses nothing.
 . "$(dirname "$0")/lib.sh"
 need dockerd docker.io
@@ -8,6 +8,7 @@ need docker-compose docker-compose
 need curl curl
 need python3 python3
 need iptables iptables
+need prometheus prometheus
 build
 build_otelcol
 
@@ -68,6 +69,28 @@ otel_caller() { curl -fsS -m 5 -o /dev/null -H 'Host: records.clinic' http://127
 until_true "its caller can read" otel_caller
 otel_has() { compose logs otel 2>/dev/null | matches 'access\.complete'; }
 until_true "the OpenTelemetry Collector has its trail" otel_has
+
+# The same of Prometheus, as Debian has it: the program and what it is linked with.
+say "== the profile of Prometheus"
+image=$(sed -n 's/^ *image: \(prom.*\)/\1/p' "$root/deploy/compose/compose.yaml")
+mkdir "$work/prometheus-image"
+program=$(command -v prometheus)
+{ ldd "$program" || true; } | { grep -o '/[^ ]*' || true; } | sort -u | xargs tar -chf "$work/prometheus-image/files.tar" "$program" 2>/dev/null
+cat >"$work/prometheus-image/Dockerfile" <<CONF
+FROM scratch
+ADD files.tar /
+WORKDIR /prometheus
+ENTRYPOINT ["$program", "--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/prometheus"]
+CONF
+command docker build --quiet -t "$image" "$work/prometheus-image" >"$work/prometheus-build.log" 2>&1
+check "it comes up" eval "compose --profile prometheus up -d >>'$work/up.log' 2>&1"
+asked() { curl -fsS -m 5 "http://127.0.0.1:9090/api/v1/$1"; }
+targets_up() { asked targets | python3 -c 'import json,sys; t=json.load(sys.stdin)["data"]["activeTargets"]; sys.exit(not (len(t) == 4 and all(x["health"] == "up" for x in t)))'; }
+until_true "it scrapes the three sidecars and the collector" targets_up
+check "it scrapes the three sidecars and the collector" targets_up
+check "it has the alert rules, and none fires" eval "asked rules | python3 -c 'import json,sys; r=[x for g in json.load(sys.stdin)[\"data\"][\"groups\"] for x in g[\"rules\"]]; sys.exit(not r or any(x[\"state\"] == \"firing\" for x in r))'"
+counted() { asked 'query?query=sum(phiward_decisions_total)' | python3 -c 'import json,sys; sys.exit(float(json.load(sys.stdin)["data"]["result"][0]["value"][1]) < 3)'; }
+until_true "it counts requests" counted
 
 say "== the collector is killed"
 compose kill -s KILL collector >"$work/kill.log" 2>&1
