@@ -254,3 +254,19 @@ fn poll_gone(conn: &ConnContext, wire: &Wire, hangup: &mut Option<Hangup>, cx: &
     conn.client_gone.set(true);
     Poll::Ready(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<A, F>(_: fn(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// If this fails, each idle connection costs kilobytes that it will use when it has a request.
+    #[test]
+    fn the_task_of_a_connection_stays_small() {
+        let size = size_of_future(Server::run);
+        assert!(size <= 2816, "{size} bytes");
+    }
+}
