@@ -12,6 +12,7 @@ use common::eventually;
 use http_body_util::{BodyExt, Full};
 use hyper::Request;
 use hyper::body::Bytes;
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use phiward::config;
 use phiward::kubernetes::webhook::Webhook;
@@ -46,6 +47,14 @@ impl Ca {
 
     /// Asks as an API server that believes this CA. None where the handshake fails.
     async fn ask(&self, addr: SocketAddr, method: &str, path: &str, body: Vec<u8>) -> Option<(u16, Bytes)> {
+        let mut sender = self.connect(addr).await?;
+        let request = Request::builder().method(method).uri(path).header("host", NAME);
+        let answer = sender.send_request(request.body(Full::new(Bytes::from(body))).unwrap()).await.unwrap();
+        let status = answer.status().as_u16();
+        Some((status, answer.into_body().collect().await.unwrap().to_bytes()))
+    }
+
+    async fn connect(&self, addr: SocketAddr) -> Option<SendRequest<Full<Bytes>>> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.certificate.clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -57,17 +66,17 @@ impl Ca {
         let stream = tokio::net::TcpStream::connect(addr).await.unwrap();
         let name = ServerName::try_from(NAME).unwrap();
         let stream = tokio_rustls::TlsConnector::from(Arc::new(tls)).connect(name, stream).await.ok()?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
-        let request = Request::builder().method(method).uri(path).header("host", NAME);
-        let answer = sender.send_request(request.body(Full::new(Bytes::from(body))).unwrap()).await.unwrap();
-        let status = answer.status().as_u16();
-        Some((status, answer.into_body().collect().await.unwrap().to_bytes()))
+        Some(sender)
     }
 }
 
 async fn webhook(ca: &Ca, dir: &Path) -> SocketAddr {
+    webhook_until(ca, dir, std::future::pending()).await
+}
+
+async fn webhook_until(ca: &Ca, dir: &Path, asked: impl Future<Output = ()> + Send + 'static) -> SocketAddr {
     ca.issue(dir);
     let text = r#"version: 1
 server: {bind: "127.0.0.1:0", certificate: tls.crt, private_key: tls.key}
@@ -77,7 +86,7 @@ injection: {image: "phiward:1", trust_domain: hospital.local, identity: spire}
     let config = config::load_webhook(&dir.join("webhook.yaml")).unwrap();
     let webhook = Webhook::bind(config.server.unwrap(), config.injection).await.unwrap();
     let addr = webhook.addr().unwrap();
-    tokio::spawn(webhook.serve());
+    tokio::spawn(webhook.serve(asked));
     addr
 }
 
@@ -155,4 +164,29 @@ async fn a_renewed_certificate_is_taken_and_a_broken_one_is_not() {
     })
     .await;
     assert!(old.ask(addr, "GET", "/ready", Vec::new()).await.is_none());
+}
+
+/// If this fails, pods are refused, or start without their sidecar, each time that a webhook is replaced.
+#[tokio::test]
+async fn who_asks_a_webhook_that_goes_is_answered_and_sent_to_another() {
+    let (ca, dir) = (Ca::new(), tempfile::tempdir().unwrap());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let addr = webhook_until(&ca, dir.path(), async { drop(stopped.await) }).await;
+    let mut kept = ca.connect(addr).await.unwrap();
+    let ask = || Request::get("/ready").header("host", NAME).body(Full::default()).unwrap();
+    let answer = kept.send_request(ask()).await.unwrap();
+    assert_eq!(answer.headers().get("connection"), None);
+    drop(answer.into_body().collect().await.unwrap());
+    stop.send(()).unwrap();
+    eventually("it is said that another should be asked", async || {
+        kept.ready().await.unwrap();
+        let answer = kept.send_request(ask()).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let last = answer.headers().get("connection").is_some_and(|value| value == "close");
+        drop(answer.into_body().collect().await.unwrap());
+        last
+    })
+    .await;
+    assert_eq!(ca.ask(addr, "GET", "/ready", Vec::new()).await.unwrap().0, 200, "who has not heard yet");
+    assert!(kept.ready().await.is_err(), "closed, once it was said");
 }

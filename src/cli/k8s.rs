@@ -3,7 +3,6 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
@@ -118,8 +117,8 @@ fn webhook(args: &WebhookArgs) -> ExitCode {
         let webhook = Webhook::bind(server, config.injection).await?;
         tracing::info!(addr = ?webhook.addr().ok(), "ready");
         tokio::select! {
-            () = webhook.serve() => (),
-            () = stopped_and_unasked() => (),
+            () = webhook.serve(asked_once()) => (),
+            () = asked_twice() => (),
         }
         Ok::<_, WebhookError>(())
     };
@@ -130,18 +129,14 @@ fn webhook(args: &WebhookArgs) -> ExitCode {
     }
 }
 
-/// Whoever has not heard yet that this replica goes is still answered: an API server's request that fails is a pod that is not made.
-async fn stopped_and_unasked() {
-    const LAST_CALLERS: Duration = Duration::from_secs(5);
+async fn asked_once() {
     asked_to_stop().await;
-    tracing::info!(
-        seconds = LAST_CALLERS.as_secs(),
-        "stopping, once the last callers are answered; a second signal stops at once"
-    );
-    tokio::select! {
-        () = tokio::time::sleep(LAST_CALLERS) => (),
-        () = asked_to_stop() => (),
-    }
+    tracing::info!("stopping, once the last callers are answered; a second signal stops at once");
+}
+
+async fn asked_twice() {
+    asked_to_stop().await;
+    asked_to_stop().await;
 }
 
 /// Arguments of `phiward k8s capture`.

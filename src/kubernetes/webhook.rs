@@ -4,6 +4,7 @@
 
 use std::convert::Infallible;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::inject::{Outcome, inject, patch};
@@ -45,9 +47,24 @@ pub enum WebhookError {
 const MAX_BODY: usize = 4 << 20;
 /// The API server waits for 10 s unless told otherwise.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longer than the API server keeps a connection that it has no use for, which is 90 s (`IdleConnTimeout` of its HTTP client): one
+/// that is closed at this end can take a request with it.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// For how long a webhook that is asked to stop still takes connections, from those who have not heard yet, and then waits for answers
+/// that are under way.
+const LAST_CALLERS: Duration = Duration::from_secs(5);
 /// How often the certificate's files are read.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// How far a webhook is on its way out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Serving,
+    /// It serves, and sends who asks to another.
+    Leaving,
+    /// It ends what is under way.
+    Over,
+}
 
 /// A webhook that listens.
 pub struct Webhook {
@@ -86,25 +103,36 @@ impl Webhook {
         self.listener.local_addr()
     }
 
-    /// Answers until it is dropped.
-    pub async fn serve(self) {
-        let settings = self.certificate.settings.subscribe();
-        let accepting = async {
-            loop {
-                match self.listener.accept().await {
+    /// Answers until `asked` to stop, and then for some seconds more: an API server's request that fails is a pod that is not made,
+    /// or that starts without its sidecar. Whoever is answered meanwhile is told not to use the connection again.
+    pub async fn serve(self, asked: impl Future<Output = ()>) {
+        let (stage, mut connections) = (watch::Sender::new(Stage::Serving), JoinSet::new());
+        let mut settings = self.certificate.settings.subscribe();
+        let mut stop = pin!(async {
+            asked.await;
+            stage.send_replace(Stage::Leaving);
+            tokio::time::sleep(LAST_CALLERS).await;
+        });
+        let mut renew = pin!(self.certificate.renew());
+        loop {
+            tokio::select! {
+                accepted = self.listener.accept() => match accepted {
                     Ok((stream, _)) => {
-                        let (settings, injection) = (settings.borrow().clone(), self.injection.clone());
-                        tokio::spawn(connection(stream, settings, injection));
+                        let settings = settings.borrow_and_update().clone();
+                        connections.spawn(connection(stream, settings, self.injection.clone(), stage.subscribe()));
                     }
                     // Out of file descriptors, or the client has gone.
                     Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-                }
+                },
+                Some(_) = connections.join_next() => {}
+                () = &mut renew => {}
+                () = &mut stop => break,
             }
-        };
-        tokio::select! {
-            () = accepting => {}
-            () = self.certificate.renew() => {}
         }
+        drop(self.listener);
+        stage.send_replace(Stage::Over);
+        let ended = async { while connections.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(LAST_CALLERS, ended).await; // what is left is cut
     }
 }
 
@@ -122,16 +150,38 @@ impl Certificate {
     }
 }
 
-async fn connection(stream: TcpStream, settings: Arc<rustls::ServerConfig>, injection: Arc<Injection>) {
+/// Serves one connection, until the client ends it or all is over.
+async fn connection(
+    stream: TcpStream,
+    settings: Arc<rustls::ServerConfig>,
+    injection: Arc<Injection>,
+    mut stage: watch::Receiver<Stage>,
+) {
     let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(settings).accept(stream)).await;
     let Ok(Ok(stream)) = shaken else { return };
+    let now = stage.clone();
     let service = service_fn(move |request| {
-        let injection = injection.clone();
-        async move { Ok::<_, Infallible>(answer(request, &injection).await) }
+        let (injection, now) = (injection.clone(), now.clone());
+        async move {
+            let mut answer = answer(request, &injection).await;
+            if *now.borrow() != Stage::Serving {
+                answer.headers_mut().insert(header::CONNECTION, http::HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+    let mut served = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let over = async { drop(stage.wait_for(|stage| *stage == Stage::Over).await) };
+    let outcome = tokio::select! {
+        outcome = &mut served => outcome,
+        () = over => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = outcome {
         tracing::debug!(%error, "a connection ended");
     }
 }

@@ -121,7 +121,7 @@ roll() { # until the file is gone
   while [ -e rolling ]; do
     i=$((i + 1))
     create clinic "rolling-$i" '{}' >rolled.json
-    if matches phiward-capture <rolled.json; then echo injected; else cat rolled.json; fi
+    if matches phiward-capture <rolled.json; then echo injected; else tr -d '\n' <rolled.json; echo; fi
   done >rolled
 }
 roll &
@@ -160,7 +160,7 @@ say "== helm test: what its pod runs"
 "$tools/helm" -n phiward get hooks phiward | kubectl create --dry-run=client -o json -f - >test-pod.json
 mapfile -t arguments < <(of '"\n".join(o["spec"]["containers"][0]["args"])' <test-pod.json | sed "s#/etc/phiward/config/webhook.yaml#installed-webhook.yaml#")
 check "it is content with the installed configuration" eval '"$phiward" "${arguments[@]}" >helm-test.log 2>&1'
-sed -i 's/^trust_domain.*/trust_domain: "not a domain"/' installed-webhook.yaml
+sed -i 's/^  trust_domain:.*/  trust_domain: "not a domain"/' installed-webhook.yaml
 check "and not with another" eval '! "$phiward" "${arguments[@]}" >>helm-test.log 2>&1'
 
 say "== removal"
