@@ -165,7 +165,61 @@ fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Error> {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::{BodyExt, Empty, Full};
+
     use super::*;
+
+    const USUAL: Manner = Manner { http10: false, head: false, trailers: false, keeps: true };
+
+    fn said(status: u16, length: &str, body: &impl Body, manner: Manner) -> (String, Option<Length>) {
+        let mut response = Response::builder().status(status);
+        if !length.is_empty() {
+            response = response.header("content-length", length);
+        }
+        let mut out = BytesMut::new();
+        let length = write(&mut out, &response.body(()).unwrap().into_parts().0, body, manner);
+        let text = String::from_utf8(out.to_vec()).unwrap();
+        (text.strip_suffix("\r\n\r\n").unwrap().replace("\r\n", "|"), length)
+    }
+
+    /// If this fails, a client waits for a body that does not come, or takes the next answer for one.
+    #[test]
+    fn the_end_of_an_answer_is_told_in_the_way_that_its_client_understands() {
+        use Length::{Chunked, Exactly, UntilClose};
+        let (old, head, last) = (
+            Manner { http10: true, ..USUAL },
+            Manner { head: true, ..USUAL },
+            Manner { keeps: false, ..USUAL },
+        );
+        let ok = Full::new(bytes::Bytes::from_static(b"ok"));
+        let endless = ok.clone().map_frame(|frame| frame);
+        let none = Empty::<bytes::Bytes>::new();
+        for (got, text, length) in [
+            (said(200, "", &ok, USUAL), "HTTP/1.1 200 OK|content-length: 2", Some(Exactly(2))),
+            (said(200, "2", &ok, USUAL), "HTTP/1.1 200 OK|content-length: 2", Some(Exactly(2))),
+            (said(599, "", &none, USUAL), "HTTP/1.1 599 |content-length: 0", Some(Exactly(0))),
+            (said(200, "", &endless, USUAL), "HTTP/1.1 200 OK|transfer-encoding: chunked", Some(Chunked)),
+            (said(200, "", &endless, old), "HTTP/1.0 200 OK", Some(UntilClose)),
+            (
+                said(200, "", &ok, old),
+                "HTTP/1.0 200 OK|content-length: 2|connection: keep-alive",
+                Some(Exactly(2)),
+            ),
+            (
+                said(200, "", &ok, last),
+                "HTTP/1.1 200 OK|content-length: 2|connection: close",
+                Some(Exactly(2)),
+            ),
+            (said(200, "", &ok, head), "HTTP/1.1 200 OK|content-length: 2", None),
+            (said(200, "4711", &none, head), "HTTP/1.1 200 OK|content-length: 4711", None),
+            (said(200, "", &none, head), "HTTP/1.1 200 OK", None),
+            (said(204, "5", &none, USUAL), "HTTP/1.1 204 No Content", None),
+            (said(304, "5", &none, USUAL), "HTTP/1.1 304 Not Modified|content-length: 5", None),
+            (said(101, "", &none, last), "HTTP/1.1 101 Switching Protocols", None),
+        ] {
+            assert_eq!(got, (text.to_owned(), length));
+        }
+    }
 
     fn read(text: &str, method: &Method) -> Result<Option<Answered>, Error> {
         super::read(&mut BytesMut::from(text), method, 1024)
