@@ -57,13 +57,14 @@ equal() { [ "$1" = "$2" ] || { say "     got '$1', wanted '$2'"; return 1; }; }
 # by SIGPIPE, which `pipefail` takes for "no".
 matches() { [ "$(grep -cE -- "$1")" -gt 0 ]; }
 
-# need COMMAND PACKAGE...: installs Debian packages when a command is missing. A missing part fails the run.
+# need COMMAND PACKAGE...: installs Debian packages when a command is missing. A missing part fails the run. Where an init of System V
+# starts what is installed, runlevel 1 tells it not to: its ports are for the scripts.
 need() {
   local command=$1
   shift
   command -v "$command" >/dev/null && return
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; } \
+    { apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; } \
       >"$work/apt.log" 2>&1 && command -v "$command" >/dev/null && return
   fi
   say "needs $command (Debian packages: $*)"
