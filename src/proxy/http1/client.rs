@@ -92,7 +92,7 @@ impl Connection {
         } else {
             trailers = head::announced_trailers(&parts.headers);
         }
-        let outgoing = Outgoing { out, length, trailers };
+        let outgoing = Outgoing::new(out, length, trailers);
         let sending = upload(self.wire.clone(), self.sent.clone(), outgoing, body);
         reply.upload = Upload::begin(Box::pin(sending));
         Ok(reply)

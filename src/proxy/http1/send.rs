@@ -1,8 +1,9 @@
 //! A body on its way out, no faster than the other end reads.
 
+use std::collections::VecDeque;
 use std::fmt::Write;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::task::Poll;
 
@@ -17,15 +18,23 @@ use super::wire::Wire;
 
 /// Pieces up to this size are put together; a larger one is written from where it is.
 const SMALL: usize = 8 * 1024;
-/// What is put together is written at this size.
-const ENOUGH: usize = 16 * 1024;
+/// What is put together becomes a piece at this size.
+const PIECE: usize = 16 * 1024;
+/// So much goes out in one system call, where the body has it.
+const ENOUGH: usize = 128 * 1024;
 
 /// What goes out: the bytes that wait to be written, how the body is framed, and what may stand behind it.
 pub(super) struct Outgoing {
-    pub(super) out: BytesMut,
-    pub(super) length: Length,
-    pub(super) trailers: Vec<HeaderName>,
+    /// Ahead of `out`.
+    pieces: Pieces,
+    out: BytesMut,
+    length: Length,
+    trailers: Vec<HeaderName>,
 }
+
+/// Large pieces, which are written from where they are.
+#[derive(Default)]
+struct Pieces(VecDeque<Bytes>);
 
 /// Why a message did not go out whole.
 pub(super) enum Failed {
@@ -42,6 +51,11 @@ impl From<io::Error> for Failed {
 }
 
 impl Outgoing {
+    /// `head` first, then a body of `length`, behind which these `trailers` may stand.
+    pub(super) fn new(head: BytesMut, length: Length, trailers: Vec<HeaderName>) -> Self {
+        Self { pieces: Pieces::default(), out: head, length, trailers }
+    }
+
     /// Sends what waits, and `body` to its end.
     ///
     /// # Errors
@@ -61,7 +75,7 @@ impl Outgoing {
             let frame = match poll_fn(|cx| Poll::Ready(body.as_mut().poll_frame(cx))).await {
                 Poll::Ready(frame) => frame,
                 Poll::Pending => {
-                    self.write(wire, Bytes::new()).await?;
+                    self.write(wire).await?;
                     poll_fn(|cx| body.as_mut().poll_frame(cx)).await
                 }
             };
@@ -85,17 +99,28 @@ impl Outgoing {
             Length::UntilClose => {}
         }
         if data.len() > SMALL {
-            self.write(wire, data).await?;
+            self.end_piece();
+            self.pieces.0.push_back(data);
         } else {
             self.out.extend_from_slice(&data);
         }
         if self.length == Length::Chunked {
             self.out.extend_from_slice(b"\r\n");
         }
-        if self.out.len() >= ENOUGH {
-            self.write(wire, Bytes::new()).await?;
+        if self.out.len() >= PIECE {
+            self.end_piece();
+        }
+        if self.pieces.remaining() >= ENOUGH {
+            self.write(wire).await?;
         }
         Ok(())
+    }
+
+    /// What was put together waits as a piece.
+    fn end_piece(&mut self) {
+        if !self.out.is_empty() {
+            self.pieces.0.push_back(self.out.split().freeze());
+        }
     }
 
     async fn end(&mut self, wire: &Wire, trailers: &HeaderMap) -> Result<(), Failed> {
@@ -113,12 +138,37 @@ impl Outgoing {
                 self.out.extend_from_slice(b"\r\n");
             }
         }
-        self.write(wire, Bytes::new()).await
+        self.write(wire).await
     }
 
-    /// Writes what waits, and `data` behind it.
-    async fn write(&mut self, wire: &Wire, mut data: Bytes) -> Result<(), Failed> {
-        let mut all = (&mut self.out).chain(&mut data);
+    /// Writes what waits.
+    async fn write(&mut self, wire: &Wire) -> Result<(), Failed> {
+        let mut all = (&mut self.pieces).chain(&mut self.out);
         poll_fn(|cx| wire.poll_write(cx, &mut all)).await.map_err(Failed::from)
+    }
+}
+
+impl Buf for Pieces {
+    fn remaining(&self) -> usize {
+        self.0.iter().map(Bytes::len).sum()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.0.front().map_or(&[], |piece| piece)
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let pieces = slices.iter_mut().zip(&self.0);
+        pieces.map(|(slice, piece)| *slice = IoSlice::new(piece)).count()
+    }
+
+    fn advance(&mut self, mut written: usize) {
+        while let Some(piece) = self.0.front_mut() {
+            if written < piece.len() {
+                return piece.advance(written);
+            }
+            written -= piece.len();
+            self.0.pop_front();
+        }
     }
 }

@@ -164,7 +164,7 @@ impl Server {
             (body, Some(length)) => {
                 let trailers =
                     if manner.trailers { head::announced_trailers(&parts.headers) } else { Vec::new() };
-                self.send(Outgoing { out, length, trailers }, body).await
+                self.send(Outgoing::new(out, length, trailers), body).await
             }
         };
         match sent {

@@ -192,7 +192,7 @@ impl Wire {
         let mut io = self.io.borrow_mut();
         let mut io = Pin::new(&mut *io);
         while out.has_remaining() {
-            let mut pieces = [IoSlice::new(&[]); 2];
+            let mut pieces = [IoSlice::new(&[]); 16];
             let count = out.chunks_vectored(&mut pieces);
             let n = ready!(io.as_mut().poll_write_vectored(cx, &pieces[..count]))?;
             if n == 0 {
