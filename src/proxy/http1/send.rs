@@ -13,7 +13,7 @@ use http::header::HeaderName;
 use http_body::Body;
 
 use super::chunks::may_trail;
-use super::head::Length;
+use super::head::{Length, write_field};
 use super::wire::Wire;
 
 /// Pieces up to this size are put together; a larger one is written from where it is.
@@ -131,9 +131,7 @@ impl Outgoing {
                 self.out.extend_from_slice(b"0\r\n");
                 let sent = |name: &HeaderName| self.trailers.contains(name) && may_trail(name);
                 for (name, value) in trailers.iter().filter(|(name, _)| sent(name)) {
-                    for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-                        self.out.extend_from_slice(part);
-                    }
+                    write_field(&mut self.out, name, value);
                 }
                 self.out.extend_from_slice(b"\r\n");
             }
