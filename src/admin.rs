@@ -1,4 +1,4 @@
-//! The admin endpoint: is it alive, is it ready and if not why, what it counts, which policy is in force, and a drain.
+//! The admin endpoint: is it alive, is it ready and if not why, what it counts, which policy is in force, and its end.
 //!
 //! Loopback unless told. Shows states and counts; no key, no header, no path and no identity of a caller.
 
@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 
 use crate::audit::{SinkStatus, StatusReader};
+use crate::drain::Drain;
 use crate::identity::Svid;
 use crate::logging::LogLevel;
 use crate::metrics::Metrics;
@@ -137,6 +138,8 @@ pub struct AdminState {
     pub health: Arc<Health>,
     /// `/metrics`.
     pub metrics: Metrics,
+    /// Told by `POST /leave`.
+    pub leave: Drain,
     /// Told by `POST /drain`.
     pub drain: Arc<Notify>,
     /// `PUT /log-level`, where the process owns its log.
@@ -150,6 +153,7 @@ pub async fn serve(listener: TcpListener, state: AdminState) {
         .route("/ready", get(ready))
         .route("/policy", get(policy))
         .route("/log-level", put(log_level))
+        .route("/leave", post(leave))
         .route("/drain", post(drain))
         .with_state(state);
     if let Err(error) = axum::serve(listener, router).await {
@@ -205,6 +209,13 @@ async fn log_level(State(state): State<AdminState>, level: String) -> Response {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
         Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
     }
+}
+
+async fn leave(State(state): State<AdminState>) -> StatusCode {
+    state.health.drain();
+    state.leave.leave();
+    tracing::info!("leaving: callers are sent elsewhere");
+    StatusCode::ACCEPTED
 }
 
 async fn drain(State(state): State<AdminState>) -> StatusCode {

@@ -74,40 +74,62 @@ async fn keep_resolving(
     endpoints: Vec<Endpoint>,
     published: watch::Sender<Arc<[SocketAddr]>>,
 ) {
+    let mut names: Vec<Name> = endpoints.into_iter().map(Name::new).collect();
     while !published.is_closed() {
-        let found = look_up(&resolver, &endpoints).await;
-        let wait = if found.is_empty() { RETRY } else { REFRESH };
-        if !found.is_empty() {
-            published.send_if_modified(|current| {
-                let changed = **current != *found;
-                if changed {
-                    *current = found.into();
-                }
-                changed
-            });
+        for name in &mut names {
+            name.look_up(&resolver).await;
         }
+        let mut found: Vec<SocketAddr> = names.iter().flat_map(|name| name.addresses.clone()).collect();
+        // So that an answer in another order is no change.
+        found.sort_unstable();
+        found.dedup();
+        let wait = if found.is_empty() { RETRY } else { REFRESH };
+        published.send_if_modified(|current| {
+            let changed = **current != *found;
+            if changed {
+                *current = found.into();
+            }
+            changed
+        });
         tokio::time::sleep(wait).await;
     }
 }
 
-/// Every address of every endpoint, sorted, so that an answer in another order is no change.
-async fn look_up(resolver: &TokioResolver, endpoints: &[Endpoint]) -> Vec<SocketAddr> {
-    let mut addresses = Vec::new();
-    for endpoint in endpoints {
-        if let Some(literal) = literal_address(endpoint) {
-            addresses.push(literal);
-            continue;
+/// An endpoint and its last good addresses.
+struct Name {
+    endpoint: Endpoint,
+    literal: bool,
+    addresses: Vec<SocketAddr>,
+    fails: bool,
+}
+
+impl Name {
+    fn new(endpoint: Endpoint) -> Self {
+        let literal = literal_address(&endpoint);
+        Self { literal: literal.is_some(), addresses: literal.into_iter().collect(), endpoint, fails: false }
+    }
+
+    /// Says when look-ups begin to fail and when they are good again, and not each time.
+    async fn look_up(&mut self, resolver: &TokioResolver) {
+        if self.literal {
+            return;
         }
-        match resolver.lookup_ip(endpoint.host.as_str()).await {
-            Ok(ips) => addresses.extend(ips.iter().map(|ip| SocketAddr::new(ip, endpoint.port))),
+        let host = self.endpoint.host.as_str();
+        match resolver.lookup_ip(host).await {
+            Ok(ips) => {
+                self.addresses = ips.iter().map(|ip| SocketAddr::new(ip, self.endpoint.port)).collect();
+                if std::mem::take(&mut self.fails) {
+                    tracing::info!(host, addresses = self.addresses.len(), "the name is found again");
+                }
+            }
             Err(error) => {
-                tracing::warn!(host = endpoint.host, %error, "look-up failed; the last addresses stay")
+                if !std::mem::replace(&mut self.fails, true) {
+                    let kept = self.addresses.len();
+                    tracing::warn!(host, %error, kept, "a name is not found; its last addresses stay");
+                }
             }
         }
     }
-    addresses.sort_unstable();
-    addresses.dedup();
-    addresses
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use common::app::{After, App, accepting};
 use common::h2;
 use common::wire::{Wire, patiently};
-use common::{Mesh, Setup, Side, Trail, eventually};
+use common::{Mesh, Setup, Side, Trail, WEB, client, eventually, nobody, peer};
+use phiward::tls::Alpn;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -138,4 +139,68 @@ async fn connections_are_accepted_until_the_drain_delay_is_over() {
     assert_eq!(common::client::get(outbound, "/open/a").await.status, 200);
     refuses_connections(outbound).await;
     patiently(drained).await.unwrap();
+}
+
+async fn tell_to_leave(admin: std::net::SocketAddr) -> std::process::Output {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_phiward"));
+    command.args(["k8s", "leave", "--admin", &admin.to_string()]);
+    tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap()
+}
+
+/// If this fails, callers hold on to a pod that ends, until its app is gone and their requests fail.
+#[tokio::test]
+async fn a_sidecar_that_leaves_sends_its_callers_elsewhere_and_serves_those_that_come() {
+    let app = App::start(|_| (OK.to_vec(), After::Keep)).await;
+    let mesh = Mesh::with(app.addr, Setup::default()).await;
+    let caller = mesh.pki.workload("caller", WEB);
+    let inbound = mesh.records.inbound();
+    let mut http1 = Wire::new(peer::connect(inbound, &caller, Alpn::Http1).await);
+    http1.send(GET).await;
+    assert_eq!(http1.response("GET").await.header("connection"), None);
+    let http2 = h2::over(peer::connect(inbound, &caller, Alpn::H2).await).await;
+    assert_eq!(h2::send(&http2, h2::request("GET", "/open/a", h2::empty())).await.status(), 200);
+    assert_eq!(client::get(mesh.outbound(), "/open/a").await.status, 200);
+
+    let told = tell_to_leave(mesh.records.admin()).await;
+    assert!(told.status.success(), "{told:?}");
+    assert_eq!(client::get(mesh.records.admin(), "/ready").await.status, 503);
+    eventually("the HTTP/2 caller goes", async || http2.is_closed()).await;
+    // To close it now would lose what its caller is sending at this moment.
+    http1.send(GET).await;
+    let last = http1.response("GET").await;
+    assert_eq!((last.status(), last.header("connection")), (200, Some("close")));
+    assert_eq!(http1.rest().await, b"");
+
+    let mut late = Wire::new(peer::connect(inbound, &caller, Alpn::Http1).await);
+    late.send(GET).await;
+    assert_eq!(late.response("GET").await.status(), 200);
+    assert_eq!(client::get(mesh.outbound(), "/open/a").await.status, 200);
+    let trail = mesh.records.trail().await;
+    assert!(trail.completions().iter().all(|event| event["response"]["status"] == 200), "{}", trail.text);
+}
+
+/// If this fails, an app that makes its last calls while its pod ends has its connections cut under it.
+#[tokio::test]
+async fn a_sidecar_that_leaves_keeps_what_its_own_app_has_opened() {
+    let app = App::start(|_| (OK.to_vec(), After::Keep)).await;
+    let mesh = Mesh::with(app.addr, Setup::default()).await;
+    let mut own = Wire::connect(mesh.outbound()).await;
+    assert!(tell_to_leave(mesh.web.admin()).await.status.success());
+    for _ in 0..2 {
+        own.send(GET).await;
+        assert_eq!(own.response("GET").await.header("connection"), None);
+    }
+}
+
+/// If this fails, a hook that reaches nobody looks as if it had.
+#[tokio::test]
+async fn who_tells_nobody_to_leave_is_told() {
+    let told = tell_to_leave(nobody().await).await;
+    assert_eq!(told.status.code(), Some(1));
+    let text = String::from_utf8(told.stderr).unwrap();
+    assert!(text.contains("the sidecar's admin endpoint cannot be asked"), "{text}");
+    let app =
+        App::start(|_| (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".to_vec(), After::Close)).await;
+    let told = tell_to_leave(app.addr).await;
+    assert!(String::from_utf8(told.stderr).unwrap().contains("404"));
 }

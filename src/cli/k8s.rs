@@ -1,8 +1,11 @@
 //! `phiward k8s`: sidecars for pods.
 #![allow(clippy::print_stdout)]
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
@@ -22,6 +25,8 @@ pub enum K8sCommand {
     Webhook(WebhookArgs),
     /// Lead the TCP connections of this network namespace through the sidecar. Needs NET_ADMIN.
     Capture(CaptureArgs),
+    /// Tell the sidecar that its pod is about to end: it sends callers elsewhere, and serves those that still come. Its preStop hook.
+    Leave(LeaveArgs),
 }
 
 /// Runs one of them.
@@ -30,6 +35,7 @@ pub fn run(command: K8sCommand) -> ExitCode {
         K8sCommand::Inject(args) => inject(&args),
         K8sCommand::Webhook(args) => webhook(&args),
         K8sCommand::Capture(args) => capture(&args),
+        K8sCommand::Leave(args) => leave(&args),
     }
 }
 
@@ -204,5 +210,40 @@ fn capture(args: &CaptureArgs) -> ExitCode {
     match capture::apply(&plan) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, 1),
+    }
+}
+
+/// Arguments of `phiward k8s leave`.
+#[derive(Debug, Args)]
+pub struct LeaveArgs {
+    /// The sidecar's admin endpoint.
+    #[arg(long, default_value = "127.0.0.1:15000", value_name = "ADDRESS")]
+    admin: SocketAddr,
+}
+
+/// How long the sidecar may take to hear.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+fn leave(args: &LeaveArgs) -> ExitCode {
+    let told = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect_timeout(&args.admin, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(
+            stream,
+            "POST /leave HTTP/1.1\r\nhost: {}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+            args.admin
+        )?;
+        let mut answer = String::new();
+        stream.take(4096).read_to_string(&mut answer)?;
+        Ok(answer.lines().next().unwrap_or_default().to_owned())
+    };
+    match told() {
+        Ok(status) if status.starts_with("HTTP/1.1 202") => ExitCode::SUCCESS,
+        Ok(status) => {
+            fail(&format!("{}: this is no sidecar's admin endpoint: it said `{status}`", args.admin), 1)
+        }
+        Err(error) => {
+            fail(&format!("{}: the sidecar's admin endpoint cannot be asked: {error}", args.admin), 1)
+        }
     }
 }

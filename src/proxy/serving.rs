@@ -7,13 +7,21 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use super::context::{ClientAddr, ConnContext, PeerId};
+use tokio::time::Instant;
+
+use super::context::{ClientAddr, ConnContext, Direction, PeerId};
 use super::hangup::Hangup;
 use super::http1::{self, Io};
 use super::http2;
 use super::outcome::PEER_EXPIRED;
 use super::rejected::reject;
+use crate::drain::Stage;
+
+/// A caller that comes while callers are sent elsewhere is told so after this time: it would only come again, with another handshake,
+/// until the place that sends it here has heard too.
+const WELCOME: Duration = Duration::from_secs(1);
 
 /// The HTTP that a connection speaks.
 pub(super) enum Http {
@@ -56,7 +64,12 @@ fn serve_h1(
 ) -> impl Future<Output = Option<&'static str>> {
     let mut serving = http1::serve(conn.clone(), io, hangup);
     async move {
-        match drive(Pin::new(&mut serving), &conn, |mut serving| serving.finish()).await {
+        match drive(Pin::new(&mut serving), &conn, |mut serving, end| match end {
+            End::WithAnAnswer => serving.leave(),
+            End::Now => serving.finish(),
+        })
+        .await
+        {
             Err(PEER_EXPIRED) => None,
             Err(reason) => Some(reason),
             Ok(offence) => offence,
@@ -76,7 +89,7 @@ fn serve_h2(conn: Rc<ConnContext>, io: Io) -> impl Future<Output = Option<&'stat
         };
         let ended = match accepted {
             Ok(mut serving) => {
-                match drive(serving.as_mut(), &conn, |serving| serving.get_mut().finish()).await {
+                match drive(serving.as_mut(), &conn, |serving, _| serving.get_mut().finish()).await {
                     Ok(ended) => ended,
                     Err(reason) => return (reason != PEER_EXPIRED).then_some(reason),
                 }
@@ -89,6 +102,15 @@ fn serve_h2(conn: Rc<ConnContext>, io: Io) -> impl Future<Output = Option<&'stat
     }
 }
 
+/// How a connection is asked to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// As soon as its peer can be told without a request being lost.
+    WithAnAnswer,
+    /// With what is under way.
+    Now,
+}
+
 /// Serves until the connection ends by itself, a drain asks it to finish, or what it stands on is over. `finish` tells it to
 /// end what it has and take nothing new.
 ///
@@ -97,7 +119,7 @@ fn serve_h2(conn: Rc<ConnContext>, io: Io) -> impl Future<Output = Option<&'stat
 async fn drive<C: Future>(
     mut conn: Pin<&mut C>,
     context: &ConnContext,
-    finish: impl FnOnce(Pin<&mut C>),
+    finish: impl Fn(Pin<&mut C>, End),
 ) -> Result<C::Output, &'static str> {
     let peer = context.peer.as_ref();
     let mut lost = std::pin::pin!(async {
@@ -106,35 +128,57 @@ async fn drive<C: Future>(
             Some(peer) => peer.tenure.vouched.lost().await,
         }
     });
-    let mut drain = context.worker.drain.clone();
     {
-        let mut finishing = std::pin::pin!(async {
-            match peer {
-                None => drain.begun().await,
-                // Whichever comes first.
-                Some(peer) => drop(tokio::time::timeout_at(peer.retire_at, drain.begun()).await),
-            }
-        });
-        let asked = poll_fn(|cx: &mut Context<'_>| {
-            if let Poll::Ready(ended) = conn.as_mut().poll(cx) {
-                return Poll::Ready(Some(Ok(ended)));
-            }
-            if let Poll::Ready(reason) = lost.as_mut().poll(cx) {
-                return Poll::Ready(Some(Err(reason)));
-            }
-            finishing.as_mut().poll(cx).map(|()| None)
-        });
-        if let Some(ended) = asked.await {
+        let told = std::pin::pin!(told(context, End::WithAnAnswer));
+        if let Some(ended) = until(conn.as_mut(), lost.as_mut(), told).await {
             return ended;
         }
     }
-    finish(conn.as_mut());
+    finish(conn.as_mut(), End::WithAnAnswer);
+    {
+        let told = std::pin::pin!(told(context, End::Now));
+        if let Some(ended) = until(conn.as_mut(), lost.as_mut(), told).await {
+            return ended;
+        }
+    }
+    finish(conn.as_mut(), End::Now);
     let Some(peer) = peer else { return Ok(conn.await) };
     tokio::select! {
         biased;
         ended = conn => Ok(ended),
         reason = lost => Err(reason),
         () = tokio::time::sleep_until(peer.tenure.end) => Err(PEER_EXPIRED),
+    }
+}
+
+/// Serves until `told`, unless the connection ends first.
+fn until<C: Future>(
+    mut conn: Pin<&mut C>,
+    mut lost: Pin<&mut impl Future<Output = &'static str>>,
+    mut told: Pin<&mut impl Future<Output = ()>>,
+) -> impl Future<Output = Option<Result<C::Output, &'static str>>> {
+    poll_fn(move |cx: &mut Context<'_>| {
+        if let Poll::Ready(ended) = conn.as_mut().poll(cx) {
+            return Poll::Ready(Some(Ok(ended)));
+        }
+        if let Poll::Ready(reason) = lost.as_mut().poll(cx) {
+            return Poll::Ready(Some(Err(reason)));
+        }
+        told.as_mut().poll(cx).map(|()| None)
+    })
+}
+
+/// Returns when a connection is to end so: a caller when it is to go elsewhere, the pod's own calls only with the pod, and either
+/// when it is time for the peer to show itself anew.
+async fn told(context: &ConnContext, end: End) {
+    let mut drain = context.worker.drain.clone();
+    let elsewhere =
+        end == End::WithAnAnswer && matches!(context.listener.direction, Direction::Inbound { .. });
+    let welcome = (elsewhere && drain.has_left()).then(|| Instant::now() + WELCOME);
+    let stage = if elsewhere && welcome.is_none() { Stage::Leaving } else { Stage::Over };
+    match context.peer.as_ref().map(|peer| peer.retire_at).into_iter().chain(welcome).min() {
+        None => drain.reached(stage).await,
+        Some(at) => drop(tokio::time::timeout_at(at, drain.reached(stage)).await),
     }
 }
 

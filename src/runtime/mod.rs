@@ -193,8 +193,13 @@ impl Sidecar {
         }
         let drain_asked = Arc::new(Notify::new());
         let mut control = JoinSet::new();
-        let state =
-            AdminState { health: health.clone(), metrics: metrics.clone(), drain: drain_asked.clone(), log };
+        let state = AdminState {
+            health: health.clone(),
+            metrics: metrics.clone(),
+            leave: drain.clone(),
+            drain: drain_asked.clone(),
+            log,
+        };
         for socket in bound.metrics {
             control.spawn(admin::serve_metrics(socket, state.clone()));
         }
@@ -232,13 +237,14 @@ impl Sidecar {
         self.drain_asked.notified().await;
     }
 
-    /// Ends without cutting: turns readiness off, accepts for `drain_delay` more, lets what is open finish until
-    /// `drain_deadline`, then closes the trail and tries to deliver what is left of it.
+    /// Ends without cutting: turns readiness off, sends callers elsewhere while it accepts for `drain_delay` more, lets what is open
+    /// finish until `drain_deadline`, then closes the trail and tries to deliver what is left of it.
     ///
     /// # Errors
     /// The trail could not be closed; its spool is told at the next start.
     pub async fn shut_down(mut self) -> Result<(), AuditError> {
         self.health.drain();
+        self.drain.leave();
         tracing::info!("draining");
         tokio::time::sleep(self.config.limits.drain_delay).await;
         self.acceptors.shutdown().await;

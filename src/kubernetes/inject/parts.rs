@@ -47,6 +47,9 @@ fn sidecar(injection: &Injection, asked: &Asked) -> Value {
         "startupProbe": {"httpGet": get("/ready"), "periodSeconds": 1, "failureThreshold": 120},
         "readinessProbe": {"httpGet": get("/ready"), "periodSeconds": 5},
         "livenessProbe": {"httpGet": get("/live"), "periodSeconds": 10},
+        // At the beginning of a pod's end, while SIGTERM only comes to a native sidecar after the app has ended: callers are to be
+        // gone by then.
+        "lifecycle": {"preStop": {"exec": {"command": ["/phiward", "k8s", "leave"]}}},
         "securityContext": {
             "runAsNonRoot": true, "runAsUser": UID, "runAsGroup": UID,
             "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,

@@ -33,14 +33,14 @@ const THROWN_AWAY: usize = 64 * 1024;
 /// A connection that is served; it ends when the client or [`Serving::finish`] ends it. Its outcome is what the client did to
 /// HTTP itself: nobody decided about such a request, so the connection's event is the record of it.
 pub(crate) struct Serving {
-    closing: Rc<Cell<bool>>,
+    closing: Rc<Cell<Closing>>,
     served: Pin<Box<dyn Future<Output = Option<&'static str>>>>,
 }
 
 /// Serves requests that come over `io`. `hangup` tells a client that has gone from one that finished sending; without it
 /// either is gone: no sidecar finishes sending before it has its answer.
 pub(crate) fn serve(conn: Rc<ConnContext>, io: Io, hangup: Option<Hangup>) -> Serving {
-    let closing = Rc::new(Cell::new(false));
+    let closing = Rc::new(Cell::new(Closing::No));
     let patience = conn.worker.owing.join(conn.worker.clock.now());
     let wire = Rc::new(Wire::new(io, None));
     let server = Server { conn, wire, hangup, patience, closing: closing.clone() };
@@ -48,9 +48,14 @@ pub(crate) fn serve(conn: Rc<ConnContext>, io: Io, hangup: Option<Hangup>) -> Se
 }
 
 impl Serving {
+    /// Ends with the next answer, which says so: a client that is about to send its next request is not cut off.
+    pub(crate) fn leave(&mut self) {
+        self.closing.set(Closing::WithAnAnswer);
+    }
+
     /// Takes no new request and ends with the one it has.
     pub(crate) fn finish(&mut self) {
-        self.closing.set(true);
+        self.closing.set(Closing::Now);
     }
 }
 
@@ -68,7 +73,15 @@ struct Server {
     hangup: Option<Hangup>,
     /// How long the next head may take.
     patience: Rc<Patience>,
-    closing: Rc<Cell<bool>>,
+    closing: Rc<Cell<Closing>>,
+}
+
+/// Whether a connection is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Closing {
+    No,
+    WithAnAnswer,
+    Now,
 }
 
 /// What comes after a request.
@@ -118,7 +131,7 @@ impl Server {
                 let mut input = wire.input.borrow_mut();
                 if input.is_empty() {
                     *input = BytesMut::new(); // what it was a part of is let go of
-                    if self.closing.get() {
+                    if self.closing.get() == Closing::Now {
                         return Poll::Ready(Ok(None));
                     }
                 } else if *looked_at == 0 || head::end(&input, *looked_at).is_some() || input.len() >= most {
@@ -150,8 +163,8 @@ impl Server {
         };
         let mut out = BytesMut::with_capacity(1024);
         out.extend_from_slice(self.wire.rest_of_go_on());
-        manner.keeps &=
-            !self.closing.get() && matches!(self.read_out().await, Coming::Whole { .. } | Coming::Open);
+        manner.keeps &= self.closing.get() == Closing::No
+            && matches!(self.read_out().await, Coming::Whole { .. } | Coming::Open);
         let (parts, body) = response.into_parts();
         let length = response::write(&mut out, &parts, &body, manner);
         manner.keeps &= length != Some(Length::UntilClose);
@@ -208,7 +221,7 @@ impl Server {
         // An upstream that answers early may still be reading.
         poll_fn(|cx| self.wire.poll_read_out(cx)).await;
         let whole = matches!(self.read_out().await, Coming::Whole { .. });
-        if whole && manner.keeps && !self.closing.get() { Then::Next } else { Then::Close }
+        if whole && manner.keeps && self.closing.get() != Closing::Now { Then::Next } else { Then::Close }
     }
 
     /// How far the request was read. A little of it that nobody wanted is thrown away, as far as it has come.
