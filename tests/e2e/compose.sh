@@ -13,15 +13,12 @@ build
 build_otelcol
 
 say "== an engine of our own"
-export DOCKER_HOST=unix://$work/docker.sock
-dockerd --storage-driver=vfs --data-root "$work/docker" --exec-root "$work/exec" -H "$DOCKER_HOST" --pidfile "$work/dockerd.pid" >"$work/dockerd.log" 2>&1 &
-dockerd_pid=$!
 compose() { docker compose -f "$root/deploy/compose/compose.yaml" "$@"; }
 take_down() {
   compose down --volumes --timeout 5 >"$work/down.log" 2>&1 || true
-  kill -TERM "$dockerd_pid" 2>/dev/null && wait "$dockerd_pid" 2>/dev/null || true
+  engine_down
 }
-until_true "the engine" command docker info
+engine_up
 
 # Compose is a plugin of Docker's command, or Debian's program of its own.
 docker() {
@@ -60,10 +57,7 @@ check "the trail verifies at the collector" eval "compose exec -T collector /phi
 say "== the profile of OpenTelemetry"
 # The image of the profile, made here of a collector built from its sources: a registry may be out of reach.
 image=$(sed -n 's/^ *image: \(otel.*\)/\1/p' "$root/deploy/compose/compose.yaml")
-mkdir "$work/otel-image"
-cp "$otelcol/otelcol" "$work/otel-image/"
-printf 'FROM scratch\nCOPY otelcol /otelcol\nENTRYPOINT ["/otelcol"]\n' >"$work/otel-image/Dockerfile"
-command docker build --quiet -t "$image" "$work/otel-image" >"$work/otel-build.log" 2>&1
+image_of "$image" "$otelcol/otelcol"
 check "it comes up" eval "compose --profile otel up -d >>'$work/up.log' 2>&1"
 otel_caller() { curl -fsS -m 5 -o /dev/null -H 'Host: records.clinic' http://127.0.0.1:15003/fhir/Patient/1; }
 until_true "its caller can read" otel_caller
@@ -73,16 +67,7 @@ until_true "the OpenTelemetry Collector has its trail" otel_has
 # The same of Prometheus, as Debian has it: the program and what it is linked with.
 say "== the profile of Prometheus"
 image=$(sed -n 's/^ *image: \(prom.*\)/\1/p' "$root/deploy/compose/compose.yaml")
-mkdir "$work/prometheus-image"
-program=$(command -v prometheus)
-{ ldd "$program" || true; } | { grep -o '/[^ ]*' || true; } | sort -u | xargs tar -chf "$work/prometheus-image/files.tar" "$program" 2>/dev/null
-cat >"$work/prometheus-image/Dockerfile" <<CONF
-FROM scratch
-ADD files.tar /
-WORKDIR /prometheus
-ENTRYPOINT ["$program", "--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/prometheus"]
-CONF
-command docker build --quiet -t "$image" "$work/prometheus-image" >"$work/prometheus-build.log" 2>&1
+image_of "$image" "$(command -v prometheus)" --config.file=/etc/prometheus/prometheus.yml --storage.tsdb.path=/prometheus
 check "it comes up" eval "compose --profile prometheus up -d >>'$work/up.log' 2>&1"
 asked() { curl -fsS -m 5 "http://127.0.0.1:9090/api/v1/$1"; }
 targets_up() { asked targets | python3 -c 'import json,sys; t=json.load(sys.stdin)["data"]["activeTargets"]; sys.exit(not (len(t) == 4 and all(x["health"] == "up" for x in t)))'; }

@@ -1,54 +1,62 @@
 #!/usr/bin/env bash
-# The chart and the webhook against a real kube-apiserver and etcd.
-# Parts: Go and the Go modules of kube-apiserver and helm (built into target/ once), Debian's etcd-server, kubernetes-client, curl, python3, openssl.
-# Shows: the chart lints and installs by the README's commands; pods and a Job's pod are mutated by the API server as `inject` says; bad annotations are
-# refused with their message; opting out; upgrade keeps the certificate, and no pod is refused or left without a sidecar while webhooks are replaced; what is
-# optional is taken by the API server by its publishers' definitions; uninstall leaves nothing. No kubelet: what is injected runs in capture.sh and compose.sh.
+# The chart, the webhook and injected pods on a real cluster of one node, with SPIRE; all of it is in namespaces of its own.
+# Parts: Go and the Go modules of Kubernetes, Helm and SPIRE (built into target/ once); Debian's etcd-server, kubernetes-client, containerd,
+# containernetworking-plugins, docker.io, nftables, iptables, dnsmasq-base, iproute2, busybox-static, wrk, curl, python3, openssl. Needs root.
+# Shows: the README's commands; pods whose apps know nothing of phiward call each other by their Services' names, over mTLS with identity, under
+# policy, and the collector has the trail; a Job completes; a deployment is restarted under load; bad annotations are refused; pod security
+# "restricted" is enforced; webhooks are replaced while pods are made; what is optional; `helm test`; removal leaves nothing.
 . "$(dirname "$0")/lib.sh"
-need etcd etcd-server
+. "$(dirname "$0")/lib-spire.sh"
+. "$(dirname "$0")/lib-cluster.sh"
+need dockerd docker.io
+need busybox busybox-static
+need wrk wrk
 need curl curl
 need python3 python3
 need openssl openssl
-need kubectl kubernetes-client
-command -v go >/dev/null || { say "needs go (1.26 or later)"; exit 1; }
+need_cluster
 build
-
-say "building kube-apiserver and helm, if they are not there"
-tools=$("$root/tests/e2e/tools/kubernetes/build.sh" 2>"$work/tools-build.log")
+build_spire
+mapfile -t crds < <("$root/tests/e2e/tools/kubernetes/crds.sh")
+in_own_namespaces
 cd "$work"
 
-say "== an API server"
-etcd --data-dir etcd --listen-client-urls http://127.0.0.1:26379 --advertise-client-urls http://127.0.0.1:26379 \
-  --listen-peer-urls http://127.0.0.1:26380 --initial-advertise-peer-urls http://127.0.0.1:26380 --initial-cluster default=http://127.0.0.1:26380 >etcd.log 2>&1 &
-openssl genrsa -out sa.key 2048 2>/dev/null
-echo "e2e-token,e2e,1,system:masters" >tokens.csv
-"$tools/kube-apiserver" --etcd-servers=http://127.0.0.1:26379 --secure-port=26443 --bind-address=127.0.0.1 --cert-dir=apiserver \
-  --service-account-key-file=sa.key --service-account-signing-key-file=sa.key --service-account-issuer=https://e2e \
-  --token-auth-file=tokens.csv --authorization-mode=RBAC --service-cluster-ip-range=10.96.0.0/16 \
-  --disable-admission-plugins=ServiceAccount >apiserver.log 2>&1 &
-api() { curl -sS -k -m 20 -H 'Authorization: Bearer e2e-token' -H 'Content-Type: application/json' "$@"; }
-at=https://127.0.0.1:26443
-for _ in $(seq 900); do [ "$(api -o /dev/null -w '%{http_code}' $at/readyz 2>/dev/null)" = 200 ] && break; sleep 0.1; done
-check "it is ready" equal "$(api $at/readyz)" ok
-cat >kubeconfig <<CONF
+say "== images"
+engine_up
+"$root/deploy/docker/build.sh" >image.log 2>&1
+image_programs=("$(command -v wrk)" "$(command -v curl)")
+image_of e2e/box:1 "$(command -v busybox)"
+image_programs=()
+image_of e2e/pause:1 "$(command -v busybox)" sleep infinity
+command docker save -o images.tar phiward:0.1.0 e2e/box:1 e2e/pause:1
+engine_down
+
+say "== a cluster"
+cluster_up
+spire_up own hospital.local 28081 "" "" 'WorkloadAttestor "k8s" { plugin_data { skip_kubelet_verification = true, use_anonymous_authentication = true } }'
+spiffe_csi_up
+# The collector's volume. What the chart installs is held to pod security from the start.
+mkdir store
+kubectl create -f - >commands.log <<CONF
 apiVersion: v1
-kind: Config
-clusters: [{name: e2e, cluster: {server: "$at", insecure-skip-tls-verify: true}}]
-users: [{name: e2e, user: {token: e2e-token}}]
-contexts: [{name: e2e, context: {cluster: e2e, user: e2e}}]
-current-context: e2e
+kind: PersistentVolume
+metadata: {name: store}
+spec:
+  capacity: {storage: 20Gi}
+  accessModes: [ReadWriteOnce]
+  local: {path: $work/store}
+  nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [node]}]}]}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: phiward, labels: {pod-security.kubernetes.io/enforce: restricted}}
 CONF
-export KUBECONFIG=$work/kubeconfig
-# Here the webhook is no pod: the API server is told where it is.
-helm() {
-  case $1 in
-    install | upgrade) "$tools/helm" "$@" --set webhook.url=https://127.0.0.1:26446 ;;
-    *) "$tools/helm" "$@" ;;
-  esac
-}
+register_pod phiward phiward-collector
+for who in web billing records; do register_pod clinic $who; done
 
 say "== the chart, by the commands of the README"
 chart=$root/deploy/helm/phiward
+helm() { "$tools/helm" "$@"; }
 check "it lints" eval "helm lint '$chart' >lint.log"
 check "a wrong value is told" eval "{ helm template p '$chart' --set identity.source=magic 2>&1 || true; } | matches 'identity/source'"
 quick_start "On Kubernetes" >commands
@@ -56,93 +64,172 @@ check "there are five" equal "$(wc -l <commands)" 5
 while read -r command; do
   check "$command" eval "(cd '$root' && eval \"\$command\" >>'$work/commands.log' 2>&1)"
 done <commands
-kubectl create namespace other >>commands.log
-policy=$(api $at/api/v1/namespaces/clinic/configmaps/phiward-policy | python3 -c 'import json,sys; print(json.load(sys.stdin)["data"]["policy.yaml"],end="")')
-printf '%s' "$policy" >installed-policy.yaml
+up() { kubectl -n "$1" rollout status "$2" --timeout=90s >>rollout.log 2>&1; }
+check "the webhook comes up" up phiward deployment/phiward-webhook
+check "so does the collector" up phiward statefulset/phiward-collector
+tell_names
+kubectl -n clinic get configmap phiward-policy -o jsonpath='{.data.policy\.yaml}' >installed-policy.yaml
 check "the policy arrives as it was written" eval "$phiward policy validate installed-policy.yaml >/dev/null"
-key=$(api $at/api/v1/namespaces/clinic/secrets/phiward-audit-key | python3 -c 'import json,sys,base64; print(len(base64.b64decode(json.load(sys.stdin)["data"]["audit-hmac.key"])))')
-check "the audit key is one of 32 bytes, in hexadecimal" equal "$key" 64
 
-say "== the webhook, by the chart's certificate and configuration"
-of() { python3 -c "import json,sys,base64; o=json.load(sys.stdin); print($1)"; }
-secret() { api $at/api/v1/namespaces/phiward/secrets/phiward-webhook-tls; }
-mkdir -p webhook
-secret | of 'base64.b64decode(o["data"]["tls.crt"]).decode()' >webhook/tls.crt
-secret | of 'base64.b64decode(o["data"]["tls.key"]).decode()' >webhook/tls.key
-api $at/api/v1/namespaces/phiward/configmaps/phiward-webhook | of 'o["data"]["webhook.yaml"]' | sed "s#/etc/phiward/tls#$work/webhook#g" >installed-webhook.yaml
-webhook() { # PORT: starts one, which is an endpoint once it is ready; its process is webhook_pid
-  sed "s#0.0.0.0:15443#127.0.0.1:$1#" installed-webhook.yaml >"webhook/$1.yaml"
-  "$phiward" k8s webhook --config "webhook/$1.yaml" 2>"webhook-$1.log" &
-  webhook_pid=$!
-  until_true "the webhook" curl -fsSk -m 2 -o /dev/null "https://127.0.0.1:$1/ready"
+say "== pods"
+kubectl create -f - >>commands.log <<'CONF'
+apiVersion: v1
+kind: List
+items:
+  - {apiVersion: v1, kind: ServiceAccount, metadata: {name: web, namespace: clinic}}
+  - {apiVersion: v1, kind: ServiceAccount, metadata: {name: billing, namespace: clinic}}
+  - {apiVersion: v1, kind: ServiceAccount, metadata: {name: records, namespace: clinic}}
+  - {apiVersion: v1, kind: Namespace, metadata: {name: other}}
+  - apiVersion: v1
+    kind: Service
+    metadata: {name: records, namespace: clinic}
+    spec: {selector: {app: records}, ports: [{port: 8080}]}
+CONF
+# deployment NAME REPLICAS ARGUMENTS ANNOTATIONS [MORE-OF-THE-CONTAINER]
+deployment() {
+  kubectl -n "${namespace:-clinic}" create -f - >>commands.log <<CONF
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: $1}
+spec:
+  replicas: $2
+  strategy: {rollingUpdate: {maxUnavailable: 0, maxSurge: 1}}
+  selector: {matchLabels: {app: $1}}
+  template:
+    metadata: {labels: {app: $1}, annotations: {$4}}
+    spec:
+      serviceAccountName: ${account:-$1}
+      terminationGracePeriodSeconds: 10
+      containers:
+        - name: app
+          image: ${image:-e2e/box:1}
+          args: [$3]
+          securityContext: {runAsUser: 1000}
+          ${5:-}
+CONF
 }
-webhook 26444
-echo 26444 >endpoints
-"$root/tests/e2e/tools/kubernetes/service.py" 26446 endpoints 2>service.log &
-until_true "its Service" curl -fsSk -m 2 -o /dev/null https://127.0.0.1:26446/ready
+calls="phiward.dev/services: '[{\"name\": \"records\", \"hosts\": [\"records.clinic\"], \"endpoints\": [\"records.clinic.svc.cluster.local:8080\"], \"identities\": [\"spiffe://hospital.local/ns/clinic/sa/records\"]}]'"
+# As docs/kubernetes.md says under Upgrade, for an app that closes its port at SIGTERM.
+image=phiward:0.1.0 deployment records 2 'dev, --app-only, "0.0.0.0:8080"' '' 'ports: [{containerPort: 8080}]
+          readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+          lifecycle: {preStop: {sleep: {seconds: 3}}}'
+deployment web 1 'sleep, infinity' "$calls"
+deployment billing 1 'sleep, infinity' "$calls"
+namespace=other account=default deployment stranger 1 'sleep, infinity' ''
+for who in records web billing; do check "$who comes up, behind its sidecar" up clinic deployment/$who; done
+up other deployment/stranger
+tell_names
+check "a pod of another namespace has none" equal "$(kubectl -n other get pods -o jsonpath='{.items[*].spec.initContainers}')" ""
+check "the kubelet asks the app through its sidecar" equal "$(kubectl -n clinic get pods -l app=records -o jsonpath='{.items[0].spec.containers[0].readinessProbe.httpGet.port}')" 15008
+app_of() { kubectl -n "${namespace:-clinic}" exec "deploy/$1" -c app -- "${@:2}"; }
+get() { app_of "$1" "$(command -v curl)" -sS -m 5 -w " %{http_code}" "http://records.clinic:8080$2" 2>&1 || true; }
+check "an app reads by the Service's name, and is known by its identity" eval "get web /fhir/Patient/1 | matches 'spiffe://hospital.local/ns/clinic/sa/web.*Testperson'"
+check "one that may not is denied" eval "get billing /fhir/Patient/1 | matches 403"
+check "so is what nobody may" eval "get web /admin/x | matches 403"
+check "a pod without a sidecar gets nothing" eval "! namespace=other get stranger /fhir/Patient/1 | matches Testperson"
+at_collector() { kubectl -n phiward exec phiward-collector-0 -- /phiward audit "$@"; }
+has_denial() { at_collector query /var/lib/phiward/store --outcome deny --identity 'spiffe://hospital.local/ns/clinic/sa/billing' | matches billing; }
+until_true "the collector has the denial" has_denial
+check "the trail verifies at the collector" eval "at_collector verify /var/lib/phiward/store >verify.txt"
 
-pod() { # NAME ANNOTATIONS [MORE-OF-SPEC [MORE-OF-METADATA]]
-  printf '{"apiVersion":"v1","kind":"Pod","metadata":{"name":"%s","labels":{"app":"records"},"annotations":%s%s},"spec":{"containers":[{"name":"app","image":"app","ports":[{"containerPort":8080}],"readinessProbe":{"httpGet":{"path":"/healthz","port":8080}}}]%s}}' "$1" "$2" "${4:-}" "${3:-}"
+say "== a Job"
+kubectl -n clinic create -f - >>commands.log <<CONF
+apiVersion: batch/v1
+kind: Job
+metadata: {name: report}
+spec:
+  backoffLimit: 0
+  template:
+    metadata: {annotations: {$calls}}
+    spec:
+      restartPolicy: Never
+      serviceAccountName: web
+      containers: [{name: app, image: "e2e/box:1", command: [$(command -v curl), -sS, "http://records.clinic:8080/fhir/Patient/2"], securityContext: {runAsUser: 1000}}]
+CONF
+check "completes: its sidecar ends with it" kubectl -n clinic wait --for=condition=complete job/report --timeout=60s
+check "it had its answer" eval "kubectl -n clinic logs job/report -c app | matches Grace"
+
+say "== a restart under load"
+app_of web "$(command -v wrk)" -t1 -c8 -d25s http://records.clinic:8080/fhir/Patient/1 >wrk.txt 2>&1 &
+wrk_pid=$!
+kubectl -n clinic rollout restart deployment/records >>commands.log
+check "records is restarted" up clinic deployment/records
+wait $wrk_pid
+say "$(sed -n 's/^ *\([0-9]* requests\) in.*/\1/p' wrk.txt)"
+check "there was load" [ "$(awk '/requests in/{print $1}' wrk.txt)" -ge 1000 ]
+check "no request failed" eval "! matches 'Non-2xx|Socket errors' <wrk.txt"
+
+say "== what a pod may be"
+# Of pods that are not meant to run: what the API server makes of them. ANNOTATIONS [MORE-OF-THE-SPEC]
+made() {
+  kubectl -n "${namespace:-clinic}" create --dry-run=server -o json -f - 2>&1 <<CONF || true
+{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "made", "annotations": {$1}}, "spec": {"containers": [{"name": "app", "image": "app",
+  "ports": [{"containerPort": 8080}], "securityContext": {"runAsNonRoot": true, "runAsUser": 1000, "allowPrivilegeEscalation": false,
+  "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}}}] ${2:-}}}
+CONF
 }
-create() { local in=$1; shift; pod "$@" | api -d @- "$at/api/v1/namespaces/$in/pods"; }
-create clinic records '{}' >records.json
-check "a pod gets its sidecar" equal "$(of '[c["name"] for c in o["spec"]["initContainers"]]' <records.json)" "['phiward', 'phiward-capture']"
-check "a native one" equal "$(of 'o["spec"]["initContainers"][0]["restartPolicy"]' <records.json)" Always
-check "its probe goes to the probe listener" equal "$(of 'o["spec"]["containers"][0]["readinessProbe"]["httpGet"]["port"]' <records.json)" 15008
-of 'o["metadata"]["annotations"]["phiward.dev/config"]' <records.json >sidecar.json
+of() { python3 -c "import json,sys; o=json.load(sys.stdin); print($1)"; }
+check "a sidecar and the capture step" equal "$(made '' | of '[(c["name"], c.get("restartPolicy")) for c in o["spec"]["initContainers"]]')" "[('phiward', 'Always'), ('phiward-capture', None)]"
+kubectl -n phiward get configmap phiward-webhook -o jsonpath='{.data.webhook\.yaml}' >webhook.yaml
+kubectl -n clinic get pods -l app=web -o json | of 'o["items"][0]["metadata"]["annotations"]["phiward.dev/config"]' >sidecar.json
 check "its configuration is one that run takes" eval "{ $phiward check --config sidecar.json 2>&1 || true; } | matches 'spire|agent'"
-pod records '{}' | "$phiward" k8s inject --config webhook/26444.yaml --namespace clinic -f - >injected.yaml
+printf '{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "made"}, "spec": {"containers": [{"name": "app", "image": "app"}]}}' |
+  "$phiward" k8s inject --config webhook.yaml --namespace clinic -f - >injected.yaml
 check "inject says the same" eval "matches phiward-capture <injected.yaml && matches 'phiward.dev/status' <injected.yaml"
-"$phiward" k8s inject --config webhook/26444.yaml -f injected.yaml >twice.yaml
+"$phiward" k8s inject --config webhook.yaml -f injected.yaml >twice.yaml
 check "twice is once" cmp injected.yaml twice.yaml
-create clinic job '{}' ',"restartPolicy":"Never"' ',"ownerReferences":[{"apiVersion":"batch/v1","kind":"Job","name":"j","uid":"1"}]' >job.json
-check "a Job's pod can complete: its sidecar is native" equal "$(of 'o["spec"]["restartPolicy"]+" "+o["spec"]["initContainers"][0]["restartPolicy"]' <job.json)" "Never Always"
-create clinic lone '{"phiward.dev/inject":"false"}' >lone.json
-check "a pod can opt out by annotation" equal "$(of 'o["spec"].get("initContainers")' <lone.json)" None
-create other plain '{}' >plain.json
-check "another namespace is left alone" equal "$(of 'o["spec"].get("initContainers")' <plain.json)" None
-create clinic bad '{"phiward.dev/prots":"8080"}' >bad.json
-check "a bad annotation is refused with its message" eval "matches 'did you mean phiward.dev/ports' <bad.json && matches '\"code\": 422' <bad.json"
-create clinic host '{}' ',"hostNetwork":true' >host.json
-check "so is hostNetwork" eval "matches 'hostNetwork: true' <host.json"
+check "a pod can opt out by annotation" equal "$(made '"phiward.dev/inject": "false"' | of 'o["spec"].get("initContainers")')" None
+check "a bad annotation is refused with its message" eval "made '\"phiward.dev/prots\": \"8080\"' | matches 'did you mean phiward.dev/ports'"
+check "so is hostNetwork" eval "made '' ', \"hostNetwork\": true' | matches 'hostNetwork: true'"
+
+say "== pod security"
+kubectl create -f - >>commands.log <<'CONF'
+{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "sealed", "labels": {"phiward.dev/inject": "enabled", "pod-security.kubernetes.io/enforce": "restricted"}}}
+CONF
+kubectl -n clinic get configmap phiward-policy -o json | sed 's/"namespace": "clinic"/"namespace": "sealed"/' | kubectl create -f - >>commands.log
+kubectl -n clinic get secret phiward-audit-key -o json | sed 's/"namespace": "clinic"/"namespace": "sealed"/' | kubectl create -f - >>commands.log
+register_pod sealed default
+check "the API server refuses the capture step, and says why" eval "namespace=sealed made '' | matches 'violates PodSecurity .restricted.*phiward-capture.*NET_ADMIN'"
+check "and nothing else of it" eval "! namespace=sealed made '' | matches 'container .phiward. '"
+namespace=sealed made '"phiward.dev/capture": "false"' >sealed.json
+check "without capture it takes all of it" equal "$(of '[c["name"] for c in o["spec"]["initContainers"]]' <sealed.json)" "['phiward']"
 
 say "== upgrade"
-before=$(secret | of 'o["data"]["tls.crt"]')
+secret() { kubectl -n phiward get secret phiward-webhook-tls -o jsonpath='{.data.tls\.crt}'; }
+before=$(secret)
 upgrade() { helm upgrade phiward "$chart" -n phiward --reuse-values "$@" >upgrade.log 2>&1; }
 check "it upgrades" upgrade --set webhook.failurePolicy=Ignore --set-file "policies.other=$root/config/policy.yaml"
-check "the certificate stays" equal "$(secret | of 'o["data"]["tls.crt"]')" "$before"
-check "the new value is there" eval "api $at/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/phiward-phiward | matches Ignore"
-create clinic again '{}' >again.json
-check "pods are still injected" eval "matches phiward-capture <again.json"
+check "the certificate stays" equal "$(secret)" "$before"
+check "the new value is there" eval "kubectl get mutatingwebhookconfiguration phiward-phiward -o yaml | matches Ignore"
+
 say "== webhooks are replaced while pods are created"
 : >rolling
 roll() { # until the file is gone
-  local i=0
   while [ -e rolling ]; do
-    i=$((i + 1))
-    create clinic "rolling-$i" '{}' >rolled.json
+    made '' >rolled.json
     if matches phiward-capture <rolled.json; then echo injected; else tr -d '\n' <rolled.json; echo; fi
   done >rolled
 }
 roll &
 rolling_pid=$!
-for port in 26445 26444; do
-  old_pid=$webhook_pid
-  webhook $port
-  # The pod is told to end, and is an endpoint for a moment longer: the two go their own ways in a cluster.
-  kill -TERM "$old_pid"
-  sleep 1
-  echo $port >endpoints
-  wait "$old_pid"
-done
+kubectl -n phiward rollout restart deployment/phiward-webhook >>commands.log
+check "they are" up phiward deployment/phiward-webhook
+# The old ones go on for as long as somebody may still ask them.
+until_true "the old ones are gone" eval "[ \$(kubectl -n phiward get pods -l app.kubernetes.io/name=phiward-webhook -o name | wc -l) = 2 ]"
 rm rolling
 wait "$rolling_pid"
 say "$(grep -c injected rolled) pods"
 check "there were pods in all of that time" [ "$(grep -c injected rolled)" -ge 20 ]
 check "each of them was created, with its sidecar" equal "$(grep -vc injected rolled)" 0
 
+say "== helm test"
+check "passes" eval "helm test phiward -n phiward --timeout 60s >helm-test.log 2>&1"
+kubectl -n phiward get configmap phiward-webhook -o json | sed 's/trust_domain: hospital.local/trust_domain: not a domain/' | kubectl replace -f - >>commands.log
+check "and fails where the configuration is wrong" eval "! helm test phiward -n phiward --timeout 60s >>helm-test.log 2>&1"
+check "an upgrade mends it" upgrade
+check "passes again" eval "helm test phiward -n phiward --timeout 60s >>helm-test.log 2>&1"
+
 say "== what is optional"
-mapfile -t crds < <("$root/tests/e2e/tools/kubernetes/crds.sh")
 check "the definitions of the Prometheus operator and cert-manager" eval "kubectl create $(printf -- '-f %s ' "${crds[@]}") >>commands.log 2>&1"
 until_true "they are served" eval "kubectl get podmonitors,prometheusrules,certificates -A"
 check "with monitoring" upgrade --set monitoring.enabled=true
@@ -156,16 +243,17 @@ check "the webhook's certificate by cert-manager" upgrade --set webhook.certMana
 check "it is asked for by the Service's name" eval "kubectl -n phiward get certificate phiward-webhook -o yaml | matches phiward-webhook.phiward.svc"
 check "and its CA is to be put where the API server looks" eval "kubectl get mutatingwebhookconfiguration phiward-phiward -o yaml | matches 'inject-ca-from: phiward/phiward-webhook'"
 
-say "== helm test: what its pod runs"
-"$tools/helm" -n phiward get hooks phiward | kubectl create --dry-run=client -o json -f - >test-pod.json
-mapfile -t arguments < <(of '"\n".join(o["spec"]["containers"][0]["args"])' <test-pod.json | sed "s#/etc/phiward/config/webhook.yaml#installed-webhook.yaml#")
-check "it is content with the installed configuration" eval '"$phiward" "${arguments[@]}" >helm-test.log 2>&1'
-sed -i 's/^  trust_domain:.*/  trust_domain: "not a domain"/' installed-webhook.yaml
-check "and not with another" eval '! "$phiward" "${arguments[@]}" >>helm-test.log 2>&1'
-
 say "== removal"
 check "the chart carries policies too" eval "kubectl -n other get configmap phiward-policy -o yaml | matches fhir"
-check "it is removed" eval "helm uninstall phiward -n phiward >uninstall.log 2>&1"
-left() { for kind in api/v1/configmaps api/v1/secrets api/v1/services api/v1/serviceaccounts apis/apps/v1/deployments apis/apps/v1/statefulsets apis/policy/v1/poddisruptionbudgets apis/networking.k8s.io/v1/networkpolicies apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations apis/monitoring.coreos.com/v1/podmonitors apis/monitoring.coreos.com/v1/prometheusrules apis/cert-manager.io/v1/certificates; do
-  api "$at/$kind?labelSelector=app.kubernetes.io/part-of%3Dphiward" | of '"".join(i["metadata"]["name"]+"\n" for i in o["items"])'; done | tr -d '\n'; }
-check "and leaves nothing" equal "$(left)" ""
+sed -n '/^## Uninstall/,/^## /{s/^    //p}' "$root/docs/kubernetes.md" >commands
+check "the documentation has three commands" equal "$(wc -l <commands)" 3
+while read -r command; do
+  check "$command" eval "eval \"\$command\" >>uninstall.log 2>&1"
+done <commands
+kinds=configmaps,secrets,services,serviceaccounts,deployments,statefulsets,poddisruptionbudgets,networkpolicies,mutatingwebhookconfigurations,podmonitors,prometheusrules,certificates
+check "nothing is left" equal "$(kubectl get $kinds -A -l app.kubernetes.io/part-of=phiward -o name)" ""
+check "the trail is" eval "kubectl -n phiward get pvc -o name | matches store-phiward-collector-0"
+for who in records web billing; do up clinic deployment/$who; done
+bare() { ! kubectl -n clinic get pods -o yaml | matches 'name: phiward-capture'; }
+until_true "pods without a sidecar" bare
+check "pods go on without a sidecar" bare

@@ -18,11 +18,11 @@ server() {
   "$spire/spire-server" "$@" -socketPath "$work/$name/server.sock"
 }
 
-# spire_up NAME TRUST-DOMAIN PORT [SERVER-SETTINGS [PLUGINS]]: a server and an agent in the folder NAME, which is made. The agent's
-# socket is NAME/agent.sock, its process NAME_agent_pid, the parent of its workloads NAME_parent.
+# spire_up NAME TRUST-DOMAIN PORT [SERVER-SETTINGS [SERVER-PLUGINS [AGENT-PLUGINS]]]: a server and an agent in the folder NAME, which is
+# made. The agent's socket is NAME/sockets/spire-agent.sock, its process NAME_agent_pid, the parent of its workloads NAME_parent.
 spire_up() {
   local name=$1 domain=$2 port=$3
-  mkdir -p "$name/server" "$name/agent"
+  mkdir -p "$name/server" "$name/agent" "$name/sockets"
   cat >"$name/server.conf" <<CONF
 server {
   bind_address = "127.0.0.1"
@@ -49,7 +49,7 @@ agent {
   log_level = "WARN"
   server_address = "127.0.0.1"
   server_port = "$port"
-  socket_path = "$work/$name/agent.sock"
+  socket_path = "$work/$name/sockets/spire-agent.sock"
   trust_bundle_path = "$work/$name/bootstrap.pem"
   trust_domain = "$domain"
   experimental { sync_interval = "1s" }
@@ -58,6 +58,7 @@ plugins {
   NodeAttestor "join_token" { plugin_data {} }
   KeyManager "memory" { plugin_data {} }
   WorkloadAttestor "unix" { plugin_data { discover_workload_path = true } }
+  ${6:-}
 }
 CONF
   "$spire/spire-server" run -config "$name/server.conf" >"$name-server.log" 2>&1 &
@@ -68,7 +69,7 @@ CONF
   "$spire/spire-agent" run -config "$name/agent.conf" -joinToken "$token" >"$name-agent.log" 2>&1 &
   eval "${name}_agent_pid=$!"
   eval "${name}_parent=spiffe://$domain/spire/agent/join_token/$token"
-  until_true "the SPIRE agent of $domain" "$spire/spire-agent" healthcheck -socketPath "$work/$name/agent.sock"
+  until_true "the SPIRE agent of $domain" "$spire/spire-agent" healthcheck -socketPath "$work/$name/sockets/spire-agent.sock"
 }
 
 # register NAME SPIFFE-ID PROGRAM [MORE...]: a workload is known by the path of its program. Prints the entry's id.
@@ -81,4 +82,4 @@ register() {
 }
 
 # of_agent TRUST-DOMAIN NAME: the identity of a workload of the agent whose folder is NAME.
-of_agent() { printf 'trust_domain: %s, source: spire, spire: {socket: "unix://%s/%s/agent.sock"}' "$1" "$work" "$2"; }
+of_agent() { printf 'trust_domain: %s, source: spire, spire: {socket: "unix://%s/%s/sockets/spire-agent.sock"}' "$1" "$work" "$2"; }

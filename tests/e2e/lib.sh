@@ -87,6 +87,28 @@ build_otelcol() {
   (cd "$root/tests/e2e/tools" && CGO_ENABLED=0 go tool builder --config "$work/otelcol-build.yaml") >"$work/otelcol-build.log" 2>&1
 }
 
+# A Docker engine of the script's own, which take_down has to end: its process is dockerd_pid.
+engine_up() {
+  export DOCKER_HOST=unix://$work/docker.sock
+  dockerd --storage-driver=vfs --data-root "$work/docker" --exec-root "$work/exec" -H "$DOCKER_HOST" --pidfile "$work/dockerd.pid" >"$work/dockerd.log" 2>&1 &
+  dockerd_pid=$!
+  until_true "the engine" command docker info
+}
+
+engine_down() { kill -TERM "$dockerd_pid" 2>/dev/null && wait "$dockerd_pid" 2>/dev/null || true; }
+
+# image_of NAME PROGRAM [ARGUMENT...]: an image with a program of this machine and all that it is linked with. More programs are in
+# the list image_programs.
+image_programs=()
+image_of() {
+  local name=$1 program=$2 folder
+  folder=$(mktemp -d "$work/image-XXXXXX")
+  { printf '%s\n' "$program" "${image_programs[@]}"; ldd "$program" "${image_programs[@]}" 2>/dev/null || true; } |
+    { grep -o '/[^ :]*' || true; } | sort -u | tar -chf "$folder/files.tar" -T - 2>/dev/null
+  printf 'FROM scratch\nADD files.tar /\nENTRYPOINT [%s]\n' "$(printf ', "%s"' "${@:2}" | cut -c3-)" >"$folder/Dockerfile"
+  command docker build --quiet -t "$name" "$folder" >"$folder.log" 2>&1
+}
+
 # quick_start TITLE: the commands of that section of the README, a line each.
 quick_start() { sed -n "/^## $1\$/,/^## /{s/^    //p}" "$root/README.md"; }
 
