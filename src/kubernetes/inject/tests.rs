@@ -58,6 +58,7 @@ fn a_pod_gets_its_sidecar_first_and_its_own_parts_stay() {
     assert_eq!(names, ["phiward", "phiward-capture", "migrate"]);
     let sidecar = &pod["spec"]["initContainers"][0];
     assert_eq!(sidecar["restartPolicy"], "Always");
+    assert_eq!(sidecar["lifecycle"]["preStop"]["exec"]["command"], json!(["/phiward", "k8s", "leave"]));
     assert_eq!(sidecar["securityContext"]["runAsUser"], 15099);
     assert_eq!(sidecar["startupProbe"]["httpGet"]["port"], 15008);
     let args = pod["spec"]["initContainers"][1]["args"].to_string();
