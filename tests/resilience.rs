@@ -4,10 +4,13 @@
 mod common;
 
 use common::app::{After, App, accepting};
+use common::frames::{END_HEADERS, END_STREAM, GOAWAY, HEADERS, PREFACE, RST_STREAM, SETTINGS, block, frame};
 use common::h2;
-use common::wire::Wire;
-use common::{HOST, Mesh, Pki, RECORDS, Setup, Side, WEB, client, eventually, nobody};
+use common::wire::{Wire, patiently};
+use common::{HOST, Mesh, Pki, RECORDS, Setup, Side, WEB, client, eventually, nobody, peer};
 use http::Response;
+use phiward::tls::Alpn;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -171,4 +174,34 @@ policy: {{file: policy.yaml}}",
         wire.response("GET").await.status() == 200
     })
     .await;
+}
+
+/// If this fails, an app that gives up many requests at once, as at a timeout, fails those of everybody who shares its connection.
+#[tokio::test]
+async fn many_requests_that_are_taken_back_at_once_leave_the_others_alone() {
+    let app = App::answering(OK).await;
+    let mesh = Mesh::with(app.addr, Setup::default()).await;
+    let mut caller = peer::connect(mesh.records.inbound(), &mesh.web.dir, Alpn::H2).await;
+    let fields = [(":method", "GET"), (":scheme", "http"), (":authority", HOST), (":path", "/open/a")];
+    let headers = |stream| frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(&fields));
+    let mut sent = [PREFACE, &frame(SETTINGS, 0, 0, b"")].concat();
+    for stream in (1..200).step_by(2) {
+        sent.extend(headers(stream));
+        sent.extend(frame(RST_STREAM, 0, stream, &8u32.to_be_bytes())); // CANCEL
+    }
+    sent.extend(headers(201));
+    patiently(caller.write_all(&sent)).await.unwrap();
+    let answered = loop {
+        let mut head = [0; 9];
+        patiently(caller.read_exact(&mut head)).await.unwrap();
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        patiently(caller.read_exact(&mut payload)).await.unwrap();
+        let stream = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        match head[3] {
+            GOAWAY => break false,
+            HEADERS if stream == 201 => break true,
+            _ => {}
+        }
+    };
+    assert!(answered, "the connection was ended");
 }

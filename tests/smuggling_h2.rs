@@ -4,6 +4,9 @@
 mod common;
 
 use common::app::App;
+use common::frames::{
+    DATA, END_HEADERS, END_STREAM, Fields, GOAWAY, HEADERS, PREFACE, RST_STREAM, SETTINGS, block, frame,
+};
 use common::peer;
 use common::wire::{Framing, patiently};
 use common::{Mesh, Setup, Trail};
@@ -12,40 +15,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const GOAWAY: u8 = 7;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
 
-type Fields<'a> = &'a [(&'a str, &'a str)];
 const USUAL: [(&str, &str); 4] =
     [(":method", "POST"), (":scheme", "http"), (":authority", "records.clinic"), (":path", "/open/a")];
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
-    frame.extend([kind, flags]);
-    frame.extend(stream.to_be_bytes());
-    frame.extend(payload);
-    frame
-}
-
-/// A field block without compression: literals that are not indexed (RFC 7541, section 6.2.2).
-fn block(fields: Fields<'_>) -> Vec<u8> {
-    let mut block = Vec::new();
-    for (name, value) in fields {
-        block.push(0);
-        for text in [name, value] {
-            assert!(text.len() < 127);
-            block.push(text.len() as u8);
-            block.extend(text.as_bytes());
-        }
-    }
-    block
-}
 
 /// One request with these fields and body.
 fn request(fields: Fields<'_>, body: &[u8]) -> Vec<u8> {

@@ -99,6 +99,7 @@ impl Source {
 
     async fn ask_until(&self, end: Instant) -> Result<Box<Material>, SpireError> {
         let mut retry = Retry::default();
+        let mut told = false;
         loop {
             let asked = async {
                 let mut answers = api::fetch(&self.socket).await?;
@@ -112,6 +113,10 @@ impl Source {
             let later = Instant::now() + retry.wait();
             if later >= end || matches!(error, SpireError::Identity(_) | SpireError::NoSvid { .. }) {
                 return Err(error);
+            }
+            if !std::mem::replace(&mut told, true) {
+                let patience = FIRST_PATIENCE.as_secs();
+                tracing::warn!(%error, "no identity yet; the SPIRE agent is asked again for up to {patience} s");
             }
             tokio::time::sleep_until(later).await;
         }

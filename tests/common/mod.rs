@@ -8,6 +8,7 @@
 
 pub mod app;
 pub mod client;
+pub mod frames;
 pub mod h2;
 pub mod peer;
 #[path = "../schema_support/mod.rs"]

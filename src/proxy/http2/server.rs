@@ -39,6 +39,9 @@ where
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(limits.head_bytes)
+        // Of those that come with their own reset in one read, which a sidecar sends when its app gives up many requests at once: by
+        // default the 21st ends the connection, and with it what others have under way (CVE-2023-44487 is why there is a limit).
+        .max_pending_accept_reset_streams(limits.streams as usize)
         .handshake(io)
         .await?;
     let unanswered = Box::pin(ping::unanswered(connection.ping_pong()));
