@@ -87,6 +87,8 @@ items:
 CONF
 # deployment NAME REPLICAS ARGUMENTS ANNOTATIONS [MORE-OF-THE-CONTAINER]
 deployment() {
+  local context='{runAsUser: 1000}'
+  [ -n "${security:-}" ] && context=$security
   kubectl -n "${namespace:-clinic}" create -f - >>commands.log <<CONF
 apiVersion: apps/v1
 kind: Deployment
@@ -104,7 +106,7 @@ spec:
         - name: app
           image: ${image:-e2e/box:1}
           args: [$3]
-          securityContext: {runAsUser: 1000}
+          securityContext: $context
           ${5:-}
 CONF
 }
@@ -144,10 +146,12 @@ spec:
     spec:
       restartPolicy: Never
       serviceAccountName: web
+      initContainers: [{name: before, image: "e2e/box:1", command: [$(command -v curl), -sS, "http://records.clinic:8080/fhir/Patient/1"], securityContext: {runAsUser: 1000}}]
       containers: [{name: app, image: "e2e/box:1", command: [$(command -v curl), -sS, "http://records.clinic:8080/fhir/Patient/2"], securityContext: {runAsUser: 1000}}]
 CONF
 check "completes: its sidecar ends with it" kubectl -n clinic wait --for=condition=complete job/report --timeout=60s
 check "it had its answer" eval "kubectl -n clinic logs job/report -c app | matches Grace"
+check "so had what runs before it" eval "kubectl -n clinic logs job/report -c before | matches Ada"
 
 say "== a restart under load"
 app_of web "$(command -v wrk)" -t1 -c8 -d25s http://records.clinic:8080/fhir/Patient/1 >wrk.txt 2>&1 &
@@ -186,13 +190,34 @@ say "== pod security"
 kubectl create -f - >>commands.log <<'CONF'
 {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "sealed", "labels": {"phiward.dev/inject": "enabled", "pod-security.kubernetes.io/enforce": "restricted"}}}
 CONF
-kubectl -n clinic get configmap phiward-policy -o json | sed 's/"namespace": "clinic"/"namespace": "sealed"/' | kubectl create -f - >>commands.log
-kubectl -n clinic get secret phiward-audit-key -o json | sed 's/"namespace": "clinic"/"namespace": "sealed"/' | kubectl create -f - >>commands.log
-register_pod sealed default
+reader_policy spiffe://hospital.local/ns/sealed/sa/web >policy.yaml
+kubectl -n sealed create configmap phiward-policy --from-file=policy.yaml >>commands.log
+kubectl -n sealed create secret generic phiward-audit-key --from-literal=audit-hmac.key="$(openssl rand -hex 32)" >>commands.log
 check "the API server refuses the capture step, and says why" eval "namespace=sealed made '' | matches 'violates PodSecurity .restricted.*phiward-capture.*NET_ADMIN'"
 check "and nothing else of it" eval "! namespace=sealed made '' | matches 'container .phiward. '"
 namespace=sealed made '"phiward.dev/capture": "false"' >sealed.json
 check "without capture it takes all of it" equal "$(of '[c["name"] for c in o["spec"]["initContainers"]]' <sealed.json)" "['phiward']"
+# As docs/kubernetes.md says under "Without capture".
+kubectl -n sealed create -f - >>commands.log <<'CONF'
+apiVersion: v1
+kind: List
+items:
+  - {apiVersion: v1, kind: ServiceAccount, metadata: {name: web}}
+  - {apiVersion: v1, kind: ServiceAccount, metadata: {name: records}}
+  - {apiVersion: v1, kind: Service, metadata: {name: records}, spec: {selector: {app: records}, ports: [{port: 8080, targetPort: 15006}]}}
+CONF
+for who in web records; do register_pod sealed $who; done
+tell_names
+security='{runAsNonRoot: true, runAsUser: 1000, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, seccompProfile: {type: RuntimeDefault}}'
+namespace=sealed image=phiward:0.1.0 deployment records 1 'dev, --app-only, "127.0.0.1:8080"' '"phiward.dev/capture": "false"' 'ports: [{containerPort: 8080}]
+          readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}'
+namespace=sealed deployment web 1 'sleep, infinity' "\"phiward.dev/capture\": \"false\", ${calls//clinic/sealed}"
+unset security
+check "a sealed app comes up behind its sidecar, and is asked how it is" up sealed deployment/records
+check "so does its caller" up sealed deployment/web
+sealed() { namespace=sealed app_of web "$(command -v curl)" -sS -m 5 "$@" 2>&1 || true; }
+check "it calls by its sidecar as a proxy" eval "sealed -x http://127.0.0.1:15001 http://records.sealed:8080/fhir/Patient/1 | matches 'ns/sealed/sa/web.*Testperson'"
+check "nobody reaches the app around its sidecar" eval "sealed http://records.sealed:8080/fhir/Patient/1 | matches 'HTTP/0.9|reset|refused'"
 
 say "== upgrade"
 secret() { kubectl -n phiward get secret phiward-webhook-tls -o jsonpath='{.data.tls\.crt}'; }

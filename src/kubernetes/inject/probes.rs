@@ -12,11 +12,11 @@ pub(super) struct Rewritten {
     pub(super) paths: Vec<String>,
 }
 
-/// Leads the probes of a pod's containers to the probe listener. Those of excluded ports stay as they are, and all do where nothing
-/// is captured: then the app's own ports are open.
+/// Leads the probes of a pod's containers to the probe listener. Those of excluded ports stay as they are. Without capture it is
+/// the same: an app that nobody is to reach but its sidecar listens on loopback, where no kubelet asks.
 pub(super) fn rewrite(pod: &mut Value, asked: &Asked) -> Result<Option<Rewritten>, Refusal> {
     let mut rewritten = Rewritten::default();
-    if !asked.capture || asked.ports.is_empty() {
+    if asked.ports.is_empty() {
         return Ok(None);
     }
     for container in pod["spec"]["containers"].as_array_mut().into_iter().flatten() {

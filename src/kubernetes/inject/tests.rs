@@ -151,8 +151,8 @@ fn each_annotation_does_what_it_says() {
     assert!(!uncaptured.to_string().contains("NET_ADMIN"));
     assert_eq!(
         uncaptured["spec"]["containers"],
-        self::pod(json!({}))["spec"]["containers"],
-        "its ports are open, its probes stay"
+        injected(json!({}))["spec"]["containers"],
+        "its app is on loopback, where only the sidecar can ask it"
     );
     let mut declined = self::pod(json!({"phiward.dev/inject": "false"}));
     assert_eq!(inject(&mut declined, "clinic", &injection()), Ok(Outcome::Declined));
