@@ -287,7 +287,9 @@ async fn a_client_that_hangs_up_while_waiting_is_seen_by_the_app() {
         assert_eq!(patiently(at_app.recv()).await, Some("arrived"));
         drop(wire);
         assert_eq!(patiently(at_app.recv()).await, Some("hung up"), "{leg}");
-        assert_eq!(completion(&mesh.trail().await)["aborted"], true, "{leg}");
+        let trail = mesh.trail().await;
+        let end = completion(&trail);
+        assert_eq!((&end["aborted"], &end["reason"]), (&true.into(), &"client_gone".into()), "{leg}");
     }
 }
 
@@ -314,7 +316,9 @@ async fn a_client_that_hangs_up_between_two_pieces_of_an_answer_is_seen_by_the_a
         assert!(read_head(&mut client).await.starts_with("HTTP/1.1 200"));
         drop(client);
         assert_eq!(patiently(at_app.recv()).await, Some("hung up"), "{leg}");
-        assert_eq!(completion(&mesh.trail().await)["aborted"], true, "{leg}");
+        let trail = mesh.trail().await;
+        let end = completion(&trail);
+        assert_eq!((&end["aborted"], &end["reason"]), (&true.into(), &"client_gone".into()), "{leg}");
     }
 }
 

@@ -173,7 +173,9 @@ async fn a_reset_by_the_caller_reaches_the_app() {
     feed.fail().await;
     assert!(patiently(body.frame()).await.unwrap().is_err(), "the request breaks off at the app");
     at_app.abandoned().await;
-    assert_eq!(aborted(&mesh.trail().await), [true]);
+    let trail = mesh.trail().await;
+    assert_eq!(aborted(&trail), [true]);
+    assert_eq!(trail.completions()[0]["response"]["reason"], "client_gone");
 }
 
 /// If this fails, a caller takes half a response for a whole one.

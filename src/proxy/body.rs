@@ -156,6 +156,13 @@ impl ReplyBody {
         }
         Self::Upstream(body)
     }
+
+    /// Its client wants no more of it.
+    pub(crate) fn given_up(&self) {
+        if let Self::Upstream(body) = self {
+            body.exchange.given_up();
+        }
+    }
 }
 
 impl UpstreamBody {

@@ -138,7 +138,7 @@ pub(crate) struct ConnContext {
     pub(crate) fragment: audit::ConnFragment,
     /// Where the client had meant to connect to, of a captured connection.
     pub(crate) captured: Option<Box<Captured>>,
-    /// The client of an HTTP/1 connection has gone, whatever is under way for it.
+    /// The client has gone, whatever is under way for it.
     pub(crate) client_gone: Cell<bool>,
     grants: RefCell<Option<(u64, Rc<Grants>)>>,
     /// The last request's route.
@@ -225,6 +225,13 @@ impl ConnContext {
             route: RefCell::new(None),
             _slot: slot,
         })
+    }
+
+    /// Ends what is under way for a client that gave it up, on a connection that stays: what is let go of says so in its account.
+    pub(crate) fn give_up(&self, let_go: impl FnOnce()) {
+        let before = self.client_gone.replace(true);
+        let_go();
+        self.client_gone.set(before);
     }
 
     /// What `policy` grants the peer, who is `id`: worked out when the connection's first request arrives and again when the

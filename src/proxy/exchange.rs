@@ -118,6 +118,13 @@ impl Exchange {
         }
     }
 
+    /// The client wants no more of the response.
+    pub(crate) fn given_up(&self) {
+        if !self.ended.get() {
+            self.fail(CLIENT_GONE);
+        }
+    }
+
     /// Records on the outbound side a call that never became an authenticated exchange, unless the call's own events
     /// tell it already.
     pub(crate) fn record_refusal(

@@ -90,7 +90,11 @@ fn serve_h2(conn: Rc<ConnContext>, io: Io) -> impl Future<Output = Option<&'stat
         let ended = match accepted {
             Ok(mut serving) => {
                 match drive(serving.as_mut(), &conn, |serving, _| serving.get_mut().finish()).await {
-                    Ok(ended) => ended,
+                    Ok(ended) => {
+                        // What is still under way, its peer has left behind.
+                        conn.client_gone.set(true);
+                        ended
+                    }
                     Err(reason) => return (reason != PEER_EXPIRED).then_some(reason),
                 }
             }

@@ -75,24 +75,37 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Serving<T> {
 
 async fn serve(conn: Rc<ConnContext>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
     let response = {
-        let mut answer = pin!(forward(conn, request.map(Inflow::streamed)));
-        poll_fn(|cx| match answer.as_mut().poll(cx) {
-            Poll::Ready(response) => Poll::Ready(Some(response)),
+        let mut answer = pin!(Some(forward(conn.clone(), request.map(Inflow::streamed))));
+        let response = poll_fn(|cx| match answer.as_mut().as_pin_mut().map(|answer| answer.poll(cx)) {
+            Some(Poll::Ready(response)) => Poll::Ready(Ok(response)),
             // A client that no longer wants its answer ends the exchange: what is dropped here ends at the upstream.
-            Poll::Pending => respond.poll_reset(cx).map(|_| None),
+            _ => respond.poll_reset(cx).map(Err),
         })
-        .await
+        .await;
+        match response {
+            Ok(response) => response,
+            Err(Ok(_reset)) => return conn.give_up(|| answer.set(None)),
+            // The whole connection is over, which may be our doing.
+            Err(Err(_)) => return,
+        }
     };
-    let Some(response) = response else { return };
     let (mut parts, body) = response.into_parts();
     let whole = body.is_end_stream();
     if !whole && let Some(length) = body.size_hint().exact() {
         parts.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
     }
     // Fails when the client has reset the stream or is gone.
-    let Ok(mut stream) = respond.send_response(Response::from_parts(parts, ()), whole) else { return };
-    if !whole {
-        // What went wrong was told to the peer by the stream's end, and is in the exchange's account.
-        drop(pump::send(pin!(body), &mut stream, Reason::INTERNAL_ERROR).await);
+    let Ok(mut stream) = respond.send_response(Response::from_parts(parts, ()), whole) else {
+        return body.given_up();
+    };
+    if whole {
+        return;
+    }
+    let mut body = pin!(body);
+    if let Err(error) = pump::send(body.as_mut(), &mut stream, Reason::INTERNAL_ERROR).await
+        && !error.is_io()
+    {
+        // Or the upstream broke off, which is in the exchange's account already; the peer was told by the stream's end.
+        body.given_up();
     }
 }
