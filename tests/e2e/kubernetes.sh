@@ -279,6 +279,6 @@ kinds=configmaps,secrets,services,serviceaccounts,deployments,statefulsets,poddi
 check "nothing is left" equal "$(kubectl get $kinds -A -l app.kubernetes.io/part-of=phiward -o name)" ""
 check "the trail is" eval "kubectl -n phiward get pvc -o name | matches store-phiward-collector-0"
 for who in records web billing; do up clinic deployment/$who; done
-bare() { ! kubectl -n clinic get pods -o yaml | matches 'name: phiward-capture'; }
+bare() { ! kubectl -n clinic get pods -l app -o yaml | matches 'name: phiward-capture'; }
 until_true "pods without a sidecar" bare
 check "pods go on without a sidecar" bare
