@@ -128,19 +128,23 @@ async fn a_dead_endpoint_among_others_fails_no_request() {
     }
 }
 
+/// One more sidecar of the records service, at `bind`.
+async fn another(pki: &Pki, bind: &str, app: std::net::SocketAddr) -> Side {
+    let dir = pki.workload("another", RECORDS);
+    std::fs::write(dir.join("policy.yaml"), common::POLICY).unwrap();
+    let rest = format!(
+        "inbound: {{listeners: [{{name: api, bind: \"{bind}\", app: \"{app}\"}}]}}
+policy: {{file: policy.yaml}}"
+    );
+    Side::start(dir, "records", &rest).await
+}
+
 /// If this fails, several pods of a service do not share its load.
 #[tokio::test]
 async fn several_endpoints_share_the_requests() {
     let app = App::answering(OK).await;
     let first = Mesh::with(app.addr, Setup::default()).await;
-    let dir = first.pki.workload("second", RECORDS);
-    std::fs::write(dir.join("policy.yaml"), common::POLICY).unwrap();
-    let rest = format!(
-        "inbound: {{listeners: [{{name: api, bind: \"127.0.0.1:0\", app: \"{}\"}}]}}
-policy: {{file: policy.yaml}}",
-        app.addr
-    );
-    let second = Side::start(dir, "records", &rest).await;
+    let second = another(&first.pki, "127.0.0.1:0", app.addr).await;
     let caller = caller(&first.pki, &[first.records.inbound(), second.inbound()], "h2").await;
     for _ in 0..20 {
         assert_eq!(client::get(caller.outbound(), "/open/a").await.status, 200);
@@ -148,6 +152,51 @@ policy: {{file: policy.yaml}}",
     drop(caller);
     let counts = [second.trail().await.decisions().len(), first.trail().await.decisions().len()];
     assert_eq!(counts, [10, 10]);
+}
+
+/// If this fails, callers go on asking a pod that ends until its name is looked up again, when its app is long gone.
+#[tokio::test]
+async fn an_endpoint_that_leaves_is_left_alone() {
+    let app = App::answering(OK).await;
+    let leaving = Mesh::with(app.addr, Setup::default()).await;
+    let staying = another(&leaving.pki, "127.0.0.1:0", app.addr).await;
+    let caller = caller(&leaving.pki, &[leaving.records.inbound(), staying.inbound()], "h2").await;
+    let ask = async |times: usize| {
+        for _ in 0..times {
+            assert_eq!(client::get(caller.outbound(), "/open/a").await.status, 200);
+        }
+    };
+    ask(10).await;
+    let told = client::exchange(
+        leaving.records.admin(),
+        "POST /leave HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+    )
+    .await;
+    assert_eq!(told.status, 202);
+    // The first one may find out.
+    eventually("the caller has heard", async || {
+        ask(2).await;
+        let before = let_pass(&staying).await;
+        ask(4).await;
+        let_pass(&staying).await == before + 4
+    })
+    .await;
+    ask(20).await;
+    let (left, stayed) = (leaving.records.trail().await, staying.trail().await);
+    assert!(
+        left.decisions().len() <= 16 && stayed.decisions().len() >= 25,
+        "{} {}",
+        left.decisions().len(),
+        stayed.decisions().len()
+    );
+}
+
+/// How many requests it let pass.
+async fn let_pass(side: &Side) -> u64 {
+    let metrics = client::get(side.admin(), "/metrics").await;
+    let allowed =
+        metrics.text().lines().filter(|line| line.starts_with("phiward_decisions_total{outcome=\"allowed\""));
+    allowed.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
 
 /// If this fails, a restarted pod is not found again, or requests fail on the connection to its predecessor.
@@ -161,14 +210,7 @@ async fn a_peer_that_restarts_is_found_again() {
     assert_eq!(wire.response("GET").await.status(), 200);
     mesh.records.trail().await;
 
-    let dir = mesh.pki.workload("successor", RECORDS);
-    std::fs::write(dir.join("policy.yaml"), common::POLICY).unwrap();
-    let rest = format!(
-        "inbound: {{listeners: [{{name: api, bind: \"{inbound}\", app: \"{}\"}}]}}
-policy: {{file: policy.yaml}}",
-        app.addr
-    );
-    let _successor = Side::start(dir, "records", &rest).await;
+    let _successor = another(&mesh.pki, &inbound.to_string(), app.addr).await;
     eventually("the successor is found", async || {
         wire.send("GET /open/a HTTP/1.1\r\nHost: records.clinic\r\n\r\n").await;
         wire.response("GET").await.status() == 200

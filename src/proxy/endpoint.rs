@@ -26,7 +26,7 @@ pub(crate) struct Endpoint {
     addr: SocketAddr,
     clock: Rc<Clock>,
     in_flight: Cell<u32>,
-    /// After a failed connect, left alone until then unless there is no other.
+    /// After a failed connect, or a connection that the other side ended, left alone until then unless there is no other.
     rest_until: Cell<Option<Instant>>,
     failures: Cell<u32>,
     idle_h1: RefCell<Vec<H1>>,
@@ -78,6 +78,9 @@ enum Answer {
 /// No response: with the request itself where it provably never left.
 pub(crate) struct Unanswered(pub(crate) Option<Box<Request<RequestBody>>>);
 
+/// How long an endpoint is left alone that ended a connection: who does so is about to go, and is among the names' addresses until
+/// they are looked up again.
+const REST_LEAVING: Duration = Duration::from_secs(10);
 const REST_FIRST: Duration = Duration::from_millis(100);
 const REST_MOST: Duration = Duration::from_secs(5);
 
@@ -133,7 +136,13 @@ impl Endpoint {
     /// The HTTP/2 connection with the fewest requests on it, and fewer than `most`.
     pub(crate) fn shared(self: &Rc<Self>, generation: u64, now: Instant, most: u32) -> Option<Lease> {
         let mut live = self.h2.borrow_mut();
-        live.retain(|c| !c.connection.is_closed() && c.life.usable(generation, now));
+        live.retain(|c| {
+            let closed = c.connection.is_closed();
+            if closed {
+                self.leaves(now);
+            }
+            !closed && c.life.usable(generation, now)
+        });
         let roomy = live.iter().filter(|c| c.in_flight.get() < most);
         let least = roomy.min_by_key(|c| c.in_flight.get())?.clone();
         Some(Lease::new(self.clone(), Held::H2(least, None)))
@@ -141,8 +150,7 @@ impl Endpoint {
 
     /// A new connection, and the request that it was made for.
     pub(crate) fn connected(self: Rc<Self>, sender: Sender, life: Life, now: Instant) -> Lease {
-        self.failures.set(0);
-        self.rest_until.set(None);
+        self.is_reachable();
         let held = match sender {
             Sender::H1(connection) => Held::H1(H1 { connection, life, idle_since: now }, None),
             Sender::H2(connection) => {
@@ -157,8 +165,7 @@ impl Endpoint {
 
     /// A stream's hold on an address, which has a connection of its own.
     pub(crate) fn lent(self: Rc<Self>) -> Lease {
-        self.failures.set(0);
-        self.rest_until.set(None);
+        self.is_reachable();
         Lease::new(self, Held::Nothing)
     }
 
@@ -166,7 +173,23 @@ impl Endpoint {
     pub(crate) fn rest(&self, now: Instant) {
         let failures = self.failures.get();
         self.failures.set(failures.saturating_add(1));
-        self.rest_until.set(Some(now + (REST_FIRST * 2u32.pow(failures.min(6))).min(REST_MOST)));
+        self.rest_at_least(now + (REST_FIRST * 2u32.pow(failures.min(6))).min(REST_MOST));
+    }
+
+    /// A connection was made: what failed before does not count. Who is about to leave still is.
+    fn is_reachable(&self) {
+        if self.failures.replace(0) > 0 {
+            self.rest_until.set(None);
+        }
+    }
+
+    fn rest_at_least(&self, until: Instant) {
+        self.rest_until.set(self.rest_until.get().max(Some(until)));
+    }
+
+    /// The other side takes no more on a connection.
+    fn leaves(&self, now: Instant) {
+        self.rest_at_least(now + REST_LEAVING);
     }
 
     /// Closes connections that carried nothing for as long as `idle` or may carry nothing more.
@@ -176,7 +199,11 @@ impl Endpoint {
             .borrow_mut()
             .retain(|c| !c.connection.stirs() && c.life.usable(generation, now) && !old(c.idle_since));
         self.h2.borrow_mut().retain(|c| {
-            let closing = c.connection.is_closed() || !c.life.usable(generation, now);
+            let closed = c.connection.is_closed();
+            if closed {
+                self.leaves(now);
+            }
+            let closing = closed || !c.life.usable(generation, now);
             !(closing || c.in_flight.get() == 0 && old(c.last_used.get()))
         });
     }
@@ -231,10 +258,15 @@ impl Lease {
                 .connection
                 .send(request)
                 .map_or_else(|http1::Unsent(request)| Answer::Unsent(Some(request)), Answer::H1),
-            Held::H2(conn, _) => conn
-                .connection
-                .send(request)
-                .map_or_else(|http2::Unsent(request)| Answer::Unsent(request), Answer::H2),
+            Held::H2(conn, _) => match conn.connection.send(request) {
+                Ok(reply) => Answer::H2(reply),
+                Err(http2::Unsent(request)) => {
+                    if conn.connection.is_closed() {
+                        self.endpoint.leaves(self.endpoint.clock.latest());
+                    }
+                    Answer::Unsent(request)
+                }
+            },
             Held::Nothing => unreachable!("only release() empties a lease, and it consumes it"),
         };
         Sent { lease: self, answer }

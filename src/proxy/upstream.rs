@@ -140,6 +140,8 @@ impl Upstream {
         if let Some(lease) = first.as_ref().and_then(|endpoint| self.reuse(endpoint)) {
             return Ok(lease);
         }
+        // Its connection may just have turned out to be over, and others be better.
+        let first = first.filter(|endpoint| endpoint.rests_until(self.clock.latest()).is_none());
         // What is rare is boxed: a future is as large as the largest thing it may ever wait for, and it is moved about
         // for every request.
         Box::pin(self.new_lease(first, Reuse::Allowed)).await
