@@ -67,7 +67,6 @@ done <commands
 up() { kubectl -n "$1" rollout status "$2" --timeout=90s >>rollout.log 2>&1; }
 check "the webhook comes up" up phiward deployment/phiward-webhook
 check "so does the collector" up phiward statefulset/phiward-collector
-tell_names
 kubectl -n clinic get configmap phiward-policy -o jsonpath='{.data.policy\.yaml}' >installed-policy.yaml
 check "the policy arrives as it was written" eval "$phiward policy validate installed-policy.yaml >/dev/null"
 
@@ -84,6 +83,10 @@ items:
     kind: Service
     metadata: {name: records, namespace: clinic}
     spec: {selector: {app: records}, ports: [{port: 8080}]}
+  - apiVersion: v1
+    kind: Service
+    metadata: {name: records-pods, namespace: clinic}
+    spec: {clusterIP: None, selector: {app: records}, ports: [{port: 8080}]}
 CONF
 # deployment NAME REPLICAS ARGUMENTS ANNOTATIONS [MORE-OF-THE-CONTAINER]
 deployment() {
@@ -110,21 +113,24 @@ spec:
           ${5:-}
 CONF
 }
+# What an app calls is known by the Service's own address (calls), or by those of its pods (calls_pods), as docs/kubernetes.md has it.
 calls="phiward.dev/services: '[{\"name\": \"records\", \"hosts\": [\"records.clinic\"], \"endpoints\": [\"records.clinic.svc.cluster.local:8080\"], \"identities\": [\"spiffe://hospital.local/ns/clinic/sa/records\"]}]'"
+calls_pods=${calls/records.clinic.svc/records-pods.clinic.svc}
 # As docs/kubernetes.md says under Upgrade, for an app that closes its port at SIGTERM.
 image=phiward:0.1.0 deployment records 2 'dev, --app-only, "0.0.0.0:8080"' '' 'ports: [{containerPort: 8080}]
           readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
           lifecycle: {preStop: {sleep: {seconds: 3}}}'
-deployment web 1 'sleep, infinity' "$calls"
+deployment web 1 'sleep, infinity' "$calls_pods"
 deployment billing 1 'sleep, infinity' "$calls"
+account=web deployment nurse 1 'sleep, infinity' "$calls"
 namespace=other account=default deployment stranger 1 'sleep, infinity' ''
-for who in records web billing; do check "$who comes up, behind its sidecar" up clinic deployment/$who; done
+for who in records web billing nurse; do check "$who comes up, behind its sidecar" up clinic deployment/$who; done
 up other deployment/stranger
-tell_names
 check "a pod of another namespace has none" equal "$(kubectl -n other get pods -o jsonpath='{.items[*].spec.initContainers}')" ""
 check "the kubelet asks the app through its sidecar" equal "$(kubectl -n clinic get pods -l app=records -o jsonpath='{.items[0].spec.containers[0].readinessProbe.httpGet.port}')" 15008
 app_of() { kubectl -n "${namespace:-clinic}" exec "deploy/$1" -c app -- "${@:2}"; }
 get() { app_of "$1" "$(command -v curl)" -sS -m 5 -w " %{http_code}" "http://records.clinic:8080$2" 2>&1 || true; }
+until_true "the name of its pods" eval "get web /fhir/Patient/1 | matches Testperson"
 check "an app reads by the Service's name, and is known by its identity" eval "get web /fhir/Patient/1 | matches 'spiffe://hospital.local/ns/clinic/sa/web.*Testperson'"
 check "one that may not is denied" eval "get billing /fhir/Patient/1 | matches 403"
 check "so is what nobody may" eval "get web /admin/x | matches 403"
@@ -153,15 +159,29 @@ check "completes: its sidecar ends with it" kubectl -n clinic wait --for=conditi
 check "it had its answer" eval "kubectl -n clinic logs job/report -c app | matches Grace"
 check "so had what runs before it" eval "kubectl -n clinic logs job/report -c before | matches Ada"
 
-say "== a restart under load"
-app_of web "$(command -v wrk)" -t1 -c8 -d25s http://records.clinic:8080/fhir/Patient/1 >wrk.txt 2>&1 &
-wrk_pid=$!
-kubectl -n clinic rollout restart deployment/records >>commands.log
-check "records is restarted" up clinic deployment/records
-wait $wrk_pid
-say "$(sed -n 's/^ *\([0-9]* requests\) in.*/\1/p' wrk.txt)"
-check "there was load" [ "$(awk '/requests in/{print $1}' wrk.txt)" -ge 1000 ]
-check "no request failed" eval "! matches 'Non-2xx|Socket errors' <wrk.txt"
+say "== restarts under load"
+# WHO: sends requests while records is restarted; none may fail, and each is at the collector in the end.
+restarted_under() {
+  app_of "$1" "$(command -v wrk)" -t1 -c8 -d20s http://records.clinic:8080/fhir/Patient/1 >"wrk-$1.txt" 2>&1 &
+  local wrk_pid=$!
+  kubectl -n clinic rollout restart deployment/records >>commands.log
+  check "records is restarted" up clinic deployment/records
+  wait $wrk_pid
+  sent=$(awk '/requests in/{print $1}' "wrk-$1.txt")
+  say "$sent requests"
+  check "there was load" [ "$sent" -ge 1000 ]
+  check "no request failed" eval "! matches 'Non-2xx|Socket errors' <'wrk-$1.txt'"
+}
+at_collector_of() { at_collector query /var/lib/phiward/store --limit 0 --type access.complete --identity "spiffe://hospital.local/ns/clinic/sa/$1" --format json | grep -c '"status":200' || true; }
+say "by the addresses of its pods"
+restarted_under web
+has_all() { [ "$(at_collector_of web)" -ge "$sent" ]; }
+until_true "the collector has them all" has_all
+check "what the pods that are gone had recorded is at the collector" has_all
+pods_of_web=$(at_collector query /var/lib/phiward/store --limit 0 --type access.complete --identity spiffe://hospital.local/ns/clinic/sa/web --format json | grep -o '"pod":"[^"]*"' | sort | uniq -c | awk '$1 > 100' | wc -l)
+check "all pods had their share" [ "$pods_of_web" -ge 4 ]
+say "by the Service's address"
+restarted_under nurse
 
 say "== what a pod may be"
 # Of pods that are not meant to run: what the API server makes of them. ANNOTATIONS [MORE-OF-THE-SPEC]
@@ -207,7 +227,6 @@ items:
   - {apiVersion: v1, kind: Service, metadata: {name: records}, spec: {selector: {app: records}, ports: [{port: 8080, targetPort: 15006}]}}
 CONF
 for who in web records; do register_pod sealed $who; done
-tell_names
 security='{runAsNonRoot: true, runAsUser: 1000, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, seccompProfile: {type: RuntimeDefault}}'
 namespace=sealed image=phiward:0.1.0 deployment records 1 'dev, --app-only, "127.0.0.1:8080"' '"phiward.dev/capture": "false"' 'ports: [{containerPort: 8080}]
           readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}'
@@ -278,7 +297,7 @@ done <commands
 kinds=configmaps,secrets,services,serviceaccounts,deployments,statefulsets,poddisruptionbudgets,networkpolicies,mutatingwebhookconfigurations,podmonitors,prometheusrules,certificates
 check "nothing is left" equal "$(kubectl get $kinds -A -l app.kubernetes.io/part-of=phiward -o name)" ""
 check "the trail is" eval "kubectl -n phiward get pvc -o name | matches store-phiward-collector-0"
-for who in records web billing; do up clinic deployment/$who; done
+for who in records web billing nurse; do up clinic deployment/$who; done
 bare() { ! kubectl -n clinic get pods -l app -o yaml | matches 'name: phiward-capture'; }
 until_true "pods without a sidecar" bare
 check "pods go on without a sidecar" bare

@@ -129,17 +129,12 @@ conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeou
 CONF
   "$tools/kube-proxy" --config proxy.yaml >proxy.log 2>&1 &
   until_true "the node" eval "kubectl get node node | matches ' Ready '"
-  mkdir names
+  # As CoreDNS does it: what a name says may be five seconds old.
+  touch hosts
   dnsmasq --keep-in-foreground --no-hosts --no-resolv --user=root --listen-address="$node" --bind-interfaces --pid-file \
-    --local=/cluster.local/ --hostsdir="$work/names" >dnsmasq.log 2>&1 &
+    --local=/cluster.local/ --local-ttl=5 --addn-hosts="$work/hosts" >dnsmasq.log 2>&1 &
+  "$root/tests/e2e/tools/kubernetes/names.py" "https://$node:6443" e2e-token hosts $! 2>names.log &
 }
-
-# Tells the resolver of the pods which Services there are by now.
-tell_names() {
-  kubectl get services -A -o jsonpath='{range .items[*]}{.spec.clusterIP} {.metadata.name}.{.metadata.namespace}.svc.cluster.local{"\n"}{end}' >names.new
-  mv names.new "names/services-$((named += 1))"
-}
-named=0
 
 # The agent of lib-spire.sh, its socket in pods by the name of the SPIFFE CSI driver: a stand-in that mounts the same.
 spiffe_csi_up() {
