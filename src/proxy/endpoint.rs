@@ -136,13 +136,7 @@ impl Endpoint {
     /// The HTTP/2 connection with the fewest requests on it, and fewer than `most`.
     pub(crate) fn shared(self: &Rc<Self>, generation: u64, now: Instant, most: u32) -> Option<Lease> {
         let mut live = self.h2.borrow_mut();
-        live.retain(|c| {
-            let closed = c.connection.is_closed();
-            if closed {
-                self.leaves(now);
-            }
-            !closed && c.life.usable(generation, now)
-        });
+        live.retain(|c| self.may_carry(c, generation, now));
         let roomy = live.iter().filter(|c| c.in_flight.get() < most);
         let least = roomy.min_by_key(|c| c.in_flight.get())?.clone();
         Some(Lease::new(self.clone(), Held::H2(least, None)))
@@ -199,13 +193,17 @@ impl Endpoint {
             .borrow_mut()
             .retain(|c| !c.connection.stirs() && c.life.usable(generation, now) && !old(c.idle_since));
         self.h2.borrow_mut().retain(|c| {
-            let closed = c.connection.is_closed();
-            if closed {
-                self.leaves(now);
-            }
-            let closing = closed || !c.life.usable(generation, now);
-            !(closing || c.in_flight.get() == 0 && old(c.last_used.get()))
+            self.may_carry(c, generation, now) && (c.in_flight.get() > 0 || !old(c.last_used.get()))
         });
+    }
+
+    /// Whether a connection may take another request. One that the other side has ended tells of the endpoint, too.
+    fn may_carry(&self, conn: &H2, generation: u64, now: Instant) -> bool {
+        let closed = conn.connection.is_closed();
+        if closed {
+            self.leaves(now);
+        }
+        !closed && conn.life.usable(generation, now)
     }
 }
 
