@@ -162,7 +162,7 @@ check "so had what runs before it" eval "kubectl -n clinic logs job/report -c be
 say "== restarts under load"
 # WHO: sends requests while records is restarted; none may fail, and each is at the collector in the end.
 restarted_under() {
-  app_of "$1" "$(command -v wrk)" -t1 -c8 -d20s http://records.clinic:8080/fhir/Patient/1 >"wrk-$1.txt" 2>&1 &
+  app_of "$1" "$(command -v wrk)" -t1 -c8 -d20s --timeout 10s http://records.clinic:8080/fhir/Patient/1 >"wrk-$1.txt" 2>&1 &
   local wrk_pid=$!
   kubectl -n clinic rollout restart deployment/records >>commands.log
   check "records is restarted" up clinic deployment/records
@@ -263,7 +263,7 @@ until_true "the old ones are gone" eval "[ \$(kubectl -n phiward get pods -l app
 rm rolling
 wait "$rolling_pid"
 say "$(grep -c injected rolled) pods"
-check "there were pods in all of that time" [ "$(grep -c injected rolled)" -ge 20 ]
+check "there were pods in all of that time" [ "$(grep -c injected rolled)" -ge 5 ]
 check "each of them was created, with its sidecar" equal "$(grep -vc injected rolled)" 0
 
 say "== helm test"
