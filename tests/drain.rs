@@ -150,7 +150,9 @@ async fn tell_to_leave(admin: std::net::SocketAddr) -> std::process::Output {
 /// If this fails, callers hold on to a pod that ends, until its app is gone and their requests fail.
 #[tokio::test]
 async fn a_sidecar_that_leaves_sends_its_callers_elsewhere_and_serves_those_that_come() {
-    let app = App::start(|_| (OK.to_vec(), After::Keep)).await;
+    // What sidecars say to each other is not the app's to say, nor to hear.
+    let answer = b"HTTP/1.1 200 OK\r\nPhiward-Leaving: 1\r\nContent-Length: 2\r\n\r\nok";
+    let app = App::start(|_| (answer.to_vec(), After::Keep)).await;
     let mesh = Mesh::with(app.addr, Setup::default()).await;
     let caller = mesh.pki.workload("caller", WEB);
     let inbound = mesh.records.inbound();
@@ -158,12 +160,17 @@ async fn a_sidecar_that_leaves_sends_its_callers_elsewhere_and_serves_those_that
     http1.send(GET).await;
     assert_eq!(http1.response("GET").await.header("connection"), None);
     let http2 = h2::over(peer::connect(inbound, &caller, Alpn::H2).await).await;
-    assert_eq!(h2::send(&http2, h2::request("GET", "/open/a", h2::empty())).await.status(), 200);
+    let ask_http2 = async || {
+        let answer = h2::send(&http2, h2::request("GET", "/open/a", h2::empty())).await;
+        (answer.status().as_u16(), answer.headers().contains_key("phiward-leaving"))
+    };
+    assert_eq!(ask_http2().await, (200, false));
     assert_eq!(client::get(mesh.outbound(), "/open/a").await.status, 200);
 
     let told = tell_to_leave(mesh.records.admin()).await;
     assert!(told.status.success(), "{told:?}");
     assert_eq!(client::get(mesh.records.admin(), "/ready").await.status, 503);
+    assert_eq!(ask_http2().await, (200, true), "it is told before GOAWAY, which can cross with a request");
     eventually("the HTTP/2 caller goes", async || http2.is_closed()).await;
     // To close it now would lose what its caller is sending at this moment.
     http1.send(GET).await;
@@ -174,7 +181,8 @@ async fn a_sidecar_that_leaves_sends_its_callers_elsewhere_and_serves_those_that
     let mut late = Wire::new(peer::connect(inbound, &caller, Alpn::Http1).await);
     late.send(GET).await;
     assert_eq!(late.response("GET").await.status(), 200);
-    assert_eq!(client::get(mesh.outbound(), "/open/a").await.status, 200);
+    let through = client::get(mesh.outbound(), "/open/a").await;
+    assert_eq!((through.status, through.header("phiward-leaving")), (200, None));
     let trail = mesh.records.trail().await;
     assert!(trail.completions().iter().all(|event| event["response"]["status"] == 200), "{}", trail.text);
 }

@@ -138,6 +138,8 @@ pub(crate) struct ConnContext {
     pub(crate) fragment: audit::ConnFragment,
     /// Where the client had meant to connect to, of a captured connection.
     pub(crate) captured: Option<Box<Captured>>,
+    /// The client is to go elsewhere, and its answers say so.
+    pub(crate) leaving: Cell<bool>,
     /// The client has gone, whatever is under way for it.
     pub(crate) client_gone: Cell<bool>,
     grants: RefCell<Option<(u64, Rc<Grants>)>>,
@@ -220,6 +222,7 @@ impl ConnContext {
             peer,
             fragment,
             captured,
+            leaving: Cell::new(false),
             client_gone: Cell::new(false),
             grants: RefCell::new(None),
             route: RefCell::new(None),

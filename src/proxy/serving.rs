@@ -20,7 +20,7 @@ use super::rejected::reject;
 use crate::drain::Stage;
 
 /// A caller that comes while callers are sent elsewhere is told so after this time: it would only come again, with another handshake,
-/// until the place that sends it here has heard too.
+/// until the place that sends it here has heard too. As long is what lies between the two ways of telling it.
 const WELCOME: Duration = Duration::from_secs(1);
 
 /// The HTTP that a connection speaks.
@@ -66,6 +66,7 @@ fn serve_h1(
     async move {
         match drive(Pin::new(&mut serving), &conn, |mut serving, end| match end {
             End::WithAnAnswer => serving.leave(),
+            End::Soon => {}
             End::Now => serving.finish(),
         })
         .await
@@ -89,7 +90,11 @@ fn serve_h2(conn: Rc<ConnContext>, io: Io) -> impl Future<Output = Option<&'stat
         };
         let ended = match accepted {
             Ok(mut serving) => {
-                match drive(serving.as_mut(), &conn, |serving, _| serving.get_mut().finish()).await {
+                let finish = |serving: Pin<&mut http2::Serving<Io>>, end| match end {
+                    End::WithAnAnswer => conn.leaving.set(true),
+                    End::Soon | End::Now => serving.get_mut().finish(),
+                };
+                match drive(serving.as_mut(), &conn, finish).await {
                     Ok(ended) => {
                         // What is still under way, its peer has left behind.
                         conn.client_gone.set(true);
@@ -109,8 +114,11 @@ fn serve_h2(conn: Rc<ConnContext>, io: Io) -> impl Future<Output = Option<&'stat
 /// How a connection is asked to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// As soon as its peer can be told without a request being lost.
+    /// The peer is told with an answer, and so before it sends its next request.
     WithAnAnswer,
+    /// The peer is told by GOAWAY, which every peer understands. A request that a client sends at this moment can be lost: `h2`
+    /// answers the PING that follows before it writes what it has queued, and is told that the rest was not processed.
+    Soon,
     /// With what is under way.
     Now,
 }
@@ -132,20 +140,13 @@ async fn drive<C: Future>(
             Some(peer) => peer.tenure.vouched.lost().await,
         }
     });
-    {
-        let told = std::pin::pin!(told(context, End::WithAnAnswer));
+    for end in [End::WithAnAnswer, End::Soon, End::Now] {
+        let told = std::pin::pin!(told(context, end));
         if let Some(ended) = until(conn.as_mut(), lost.as_mut(), told).await {
             return ended;
         }
+        finish(conn.as_mut(), end);
     }
-    finish(conn.as_mut(), End::WithAnAnswer);
-    {
-        let told = std::pin::pin!(told(context, End::Now));
-        if let Some(ended) = until(conn.as_mut(), lost.as_mut(), told).await {
-            return ended;
-        }
-    }
-    finish(conn.as_mut(), End::Now);
     let Some(peer) = peer else { return Ok(conn.await) };
     tokio::select! {
         biased;
@@ -176,10 +177,15 @@ fn until<C: Future>(
 /// when it is time for the peer to show itself anew.
 async fn told(context: &ConnContext, end: End) {
     let mut drain = context.worker.drain.clone();
-    let elsewhere =
-        end == End::WithAnAnswer && matches!(context.listener.direction, Direction::Inbound { .. });
-    let welcome = (elsewhere && drain.has_left()).then(|| Instant::now() + WELCOME);
-    let stage = if elsewhere && welcome.is_none() { Stage::Leaving } else { Stage::Over };
+    let elsewhere = matches!(context.listener.direction, Direction::Inbound { .. });
+    let welcome = match end {
+        End::WithAnAnswer => elsewhere && drain.has_left(),
+        End::Soon => elsewhere,
+        End::Now => false,
+    };
+    let first = elsewhere && end == End::WithAnAnswer && !welcome;
+    let stage = if first { Stage::Leaving } else { Stage::Over };
+    let welcome = welcome.then(|| Instant::now() + WELCOME);
     match context.peer.as_ref().map(|peer| peer.retire_at).into_iter().chain(welcome).min() {
         None => drain.reached(stage).await,
         Some(at) => drop(tokio::time::timeout_at(at, drain.reached(stage)).await),

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use h2::client::{Builder, ResponseFuture, SendRequest};
@@ -11,7 +11,7 @@ use h2::{Reason, SendStream};
 use http::{HeaderMap, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{CONNECTION_WINDOW, STREAM_WINDOW, ping, pump};
+use super::{CONNECTION_WINDOW, LEAVING, STREAM_WINDOW, ping, pump};
 use crate::proxy::body::{Inflow, RequestBody};
 use crate::proxy::headers::TRACEPARENT;
 use crate::proxy::upload::Upload;
@@ -33,6 +33,7 @@ pub(crate) struct Unsent(pub(crate) Option<Box<Request<RequestBody>>>);
 pub(crate) struct Reply {
     response: ResponseFuture,
     upload: Option<Upload>,
+    closed: Rc<Cell<bool>>,
 }
 
 /// Speaks HTTP/2 over `io`. The returned future drives the connection and must be run.
@@ -102,7 +103,7 @@ impl Connection {
         let (response, stream) =
             sender.send_request(Request::from_parts(parts, ()), whole).map_err(|_| Unsent(None))?;
         let upload = (!whole).then(|| Upload::begin(Box::pin(send_body(body, stream)))).flatten();
-        Ok(Reply { response, upload })
+        Ok(Reply { response, upload, closed: self.closed.clone() })
     }
 }
 
@@ -125,7 +126,11 @@ impl Future for Reply {
     type Output = Result<Response<Inflow>, h2::Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.response).poll(cx).map_ok(|response| response.map(Inflow::streamed))
+        let mut answered = ready!(Pin::new(&mut self.response).poll(cx))?;
+        if answered.headers_mut().remove(&LEAVING).is_some() {
+            self.closed.set(true);
+        }
+        Poll::Ready(Ok(answered.map(Inflow::streamed)))
     }
 }
 

@@ -11,7 +11,13 @@ mod pump;
 mod server;
 
 pub(crate) use client::{Connection, Reply, Unsent, connect};
-pub(crate) use server::accept;
+pub(crate) use server::{Serving, accept};
+
+use http::HeaderName;
+
+/// Says in an answer between sidecars, and nowhere else, that the next request is better sent elsewhere. GOAWAY says the same, but can
+/// cross with a request on its way, which is lost then.
+const LEAVING: HeaderName = HeaderName::from_static("phiward-leaving");
 
 /// Windows: a stream's, and the connection's at four times that, so that an app that reads one stream before another
 /// cannot stall both.

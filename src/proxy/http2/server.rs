@@ -13,7 +13,7 @@ use http::{Request, Response};
 use http_body::Body;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{CONNECTION_WINDOW, STREAM_WINDOW, ping, pump};
+use super::{CONNECTION_WINDOW, LEAVING, STREAM_WINDOW, ping, pump};
 use crate::proxy::body::Inflow;
 use crate::proxy::context::ConnContext;
 use crate::proxy::forward::forward;
@@ -90,6 +90,11 @@ async fn serve(conn: Rc<ConnContext>, request: Request<RecvStream>, mut respond:
         }
     };
     let (mut parts, body) = response.into_parts();
+    if conn.leaving.get() {
+        parts.headers.insert(LEAVING, HeaderValue::from_static("1"));
+    } else if conn.peer.is_some() {
+        parts.headers.remove(&LEAVING); // it is not the app's to say
+    }
     let whole = body.is_end_stream();
     if !whole && let Some(length) = body.size_hint().exact() {
         parts.headers.entry(header::CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
