@@ -212,3 +212,36 @@ async fn who_tells_nobody_to_leave_is_told() {
     let told = tell_to_leave(app.addr).await;
     assert!(String::from_utf8(told.stderr).unwrap().contains("404"));
 }
+
+/// If this fails, an app is told in its answers what only sidecars say to each other.
+#[tokio::test]
+async fn an_app_whose_sidecar_drains_gets_its_answer_as_it_came() {
+    let (asked, leave) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let app = accepting({
+        let (asked, leave) = (asked.clone(), leave.clone());
+        move |stream| {
+            let (asked, leave) = (asked.clone(), leave.clone());
+            async move {
+                let mut wire = Wire::new(stream);
+                wire.request().await.unwrap();
+                asked.add_permits(1);
+                leave.acquire().await.unwrap().forget();
+                wire.send(OK).await;
+            }
+        }
+    });
+    let setup = Setup { web_extra: "limits: {drain_deadline: 60s}", ..Setup::default() };
+    let mesh = Mesh::with(app.await, setup).await;
+    let outbound = mesh.outbound();
+    let own = h2::connect(outbound).await;
+    let waiting =
+        tokio::spawn(async move { h2::send(&own, h2::request("GET", "/open/a", h2::empty())).await });
+    patiently(asked.acquire()).await.unwrap().forget();
+    let drained = draining(mesh.web);
+    refuses_connections(outbound).await;
+    leave.add_permits(1);
+    let answer = patiently(waiting).await.unwrap();
+    assert_eq!((answer.status().as_u16(), answer.headers().get("phiward-leaving")), (200, None));
+    drop(answer);
+    patiently(drained).await.unwrap();
+}

@@ -138,7 +138,7 @@ pub(crate) struct ConnContext {
     pub(crate) fragment: audit::ConnFragment,
     /// Where the client had meant to connect to, of a captured connection.
     pub(crate) captured: Option<Box<Captured>>,
-    /// The client is to go elsewhere, and its answers say so.
+    /// The client is a sidecar that is to go elsewhere, and its answers say so.
     pub(crate) leaving: Cell<bool>,
     /// The client has gone, whatever is under way for it.
     pub(crate) client_gone: Cell<bool>,

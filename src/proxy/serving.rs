@@ -91,7 +91,7 @@ fn serve_h2(conn: Rc<ConnContext>, io: Io) -> impl Future<Output = Option<&'stat
         let ended = match accepted {
             Ok(mut serving) => {
                 let finish = |serving: Pin<&mut http2::Serving<Io>>, end| match end {
-                    End::WithAnAnswer => conn.leaving.set(true),
+                    End::WithAnAnswer => conn.leaving.set(conn.peer.is_some()),
                     End::Soon | End::Now => serving.get_mut().finish(),
                 };
                 match drive(serving.as_mut(), &conn, finish).await {
