@@ -20,6 +20,8 @@ pub(crate) const NO_PREVIOUS: [u8; 64] = [b'0'; 64];
 const EPOCH_BYTES: usize = 36;
 const BEFORE_EPOCH: &[u8] = b"{\"chain\":{\"epoch\":\"";
 const BEFORE_HASH: &[u8] = b"\"hash\":\"";
+/// The member `hash` with its comma: 64 digits, a quote and a comma after its key.
+const HASH_MEMBER: usize = BEFORE_HASH.len() + 64 + 2;
 const BEFORE_PREV: &[u8] = b"\"prev\":\"";
 const BEFORE_SEQ: &[u8] = b"\"seq\":";
 
@@ -70,12 +72,11 @@ pub(crate) struct Chain {
     epoch: Epoch,
     next_seq: u64,
     prev: [u8; 64],
-    scratch: Vec<u8>,
 }
 
 impl Chain {
     pub(crate) fn new(epoch: Epoch) -> Self {
-        Self { epoch, next_seq: 0, prev: NO_PREVIOUS, scratch: Vec::with_capacity(4096) }
+        Self { epoch, next_seq: 0, prev: NO_PREVIOUS }
     }
 
     /// A chain that goes on after record `next_seq - 1`, whose hash is `prev`: 64 hexadecimal digits.
@@ -100,34 +101,39 @@ impl Chain {
     /// Appends the event as the next record of the chain, with its line end, and gives its hash. `instance` is the encoded
     /// member.
     pub(crate) fn append(&mut self, out: &mut Vec<u8>, head: &[u8], instance: &[u8], tail: &[u8]) -> Hash {
-        let s = &mut self.scratch;
-        s.clear();
-        s.push(0);
-        s.extend_from_slice(BEFORE_EPOCH);
-        s.extend_from_slice(self.epoch.0.as_bytes());
-        s.extend_from_slice(b"\",");
-        let hash_at = s.len();
-        s.extend_from_slice(BEFORE_PREV);
-        s.extend_from_slice(&self.prev);
-        s.extend_from_slice(b"\",\"seq\":");
-        json::integer(s, self.next_seq);
-        s.extend_from_slice(b"},");
-        s.extend_from_slice(head);
-        s.extend_from_slice(b"\"id\":\"");
-        s.extend_from_slice(self.epoch.0.as_bytes());
-        s.push(b':');
-        json::integer(s, self.next_seq);
-        s.extend_from_slice(b"\",");
-        s.extend_from_slice(instance);
-        s.extend_from_slice(tail);
-        let hash = digest_of(s);
+        let record = out.len();
+        // What is hashed is written behind a gap, in one piece: the hash stands near the front of a line and is known last. The
+        // gap is as long as the hash member without the zero byte that is hashed and not written, so that only what stands
+        // before the hash moves afterwards.
+        out.resize(record + HASH_MEMBER - 1, 0);
+        out.push(0);
+        out.extend_from_slice(BEFORE_EPOCH);
+        out.extend_from_slice(self.epoch.0.as_bytes());
+        out.extend_from_slice(b"\",");
+        let after_epoch = out.len();
+        out.extend_from_slice(BEFORE_PREV);
+        out.extend_from_slice(&self.prev);
+        out.extend_from_slice(b"\",\"seq\":");
+        json::integer(out, self.next_seq);
+        out.extend_from_slice(b"},");
+        out.extend_from_slice(head);
+        out.extend_from_slice(b"\"id\":\"");
+        out.extend_from_slice(self.epoch.0.as_bytes());
+        out.push(b':');
+        json::integer(out, self.next_seq);
+        out.extend_from_slice(b"\",");
+        out.extend_from_slice(instance);
+        out.extend_from_slice(tail);
+        let hash = digest_of(&out[record + HASH_MEMBER - 1..]);
         self.prev = to_hex(&hash);
         self.next_seq += 1;
-        out.extend_from_slice(&s[1..hash_at]);
-        out.extend_from_slice(BEFORE_HASH);
-        out.extend_from_slice(&self.prev);
-        out.extend_from_slice(b"\",");
-        out.extend_from_slice(&s[hash_at..]);
+        out.copy_within(record + HASH_MEMBER..after_epoch, record);
+        let hash_member = &mut out[after_epoch - HASH_MEMBER..after_epoch];
+        let (key, rest) = hash_member.split_at_mut(BEFORE_HASH.len());
+        let (value, end) = rest.split_at_mut(self.prev.len());
+        key.copy_from_slice(BEFORE_HASH);
+        value.copy_from_slice(&self.prev);
+        end.copy_from_slice(b"\",");
         out.push(b'\n');
         hash
     }
@@ -228,11 +234,12 @@ fn digest_of(bytes: &[u8]) -> Hash {
     hash
 }
 
+/// Reckoned instead of looked up, so that it becomes vector code: twice for each request.
 fn to_hex(hash: &Hash) -> [u8; 64] {
-    let mut hex = [0u8; 64];
-    for (pair, byte) in hex.chunks_exact_mut(2).zip(hash) {
-        pair[0] = b"0123456789abcdef"[usize::from(byte >> 4)];
-        pair[1] = b"0123456789abcdef"[usize::from(byte & 15)];
+    let digit = |nibble: u8| nibble + if nibble < 10 { b'0' } else { b'a' - 10 };
+    let mut hex = [0; 64];
+    for (pair, byte) in hex.as_chunks_mut().0.iter_mut().zip(hash) {
+        *pair = [digit(byte >> 4), digit(byte & 15)];
     }
     hex
 }

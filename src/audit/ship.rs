@@ -77,20 +77,34 @@ pub struct Shipper {
     unsaved: bool,
     saved: Instant,
     failures: u32,
-    /// The memory of the last batch, while one follows another.
+    /// The memory of the last batch, while more come: new memory costs a page fault each 4 KiB.
     spare: Vec<u8>,
 }
 
 /// A batch on its way: whole lines of one segment, which a refusal can have taken apart.
 struct Current {
     /// What is still to be delivered, the next part last.
-    parts: Vec<Bytes>,
+    parts: Vec<Part>,
     /// Of the segment.
     bytes: u64,
     events: u64,
     own_epoch: bool,
     /// Whether more is there already.
     more: bool,
+}
+
+/// Whole lines, and how many they are.
+#[derive(Clone)]
+struct Part {
+    lines: Bytes,
+    events: u64,
+}
+
+impl Part {
+    fn new(lines: Bytes) -> Self {
+        let events = batch::count(&lines);
+        Self { lines, events }
+    }
 }
 
 /// The segment at the cursor.
@@ -161,10 +175,10 @@ impl Shipper {
 
     async fn wait_for_data(&mut self) {
         let state = self.state.clone();
-        if self.unsaved && tokio::time::timeout(SAVE_EVERY, state.new_data.notified()).await.is_err() {
+        let holds = self.unsaved || self.spare.capacity() > 0;
+        if !holds || tokio::time::timeout(SAVE_EVERY, state.new_data.notified()).await.is_err() {
             self.save().await;
-        }
-        if !self.unsaved {
+            self.spare = Vec::new();
             state.new_data.notified().await;
         }
         tokio::time::sleep(self.timing.linger).await;
@@ -211,7 +225,8 @@ impl Shipper {
             match read.unwrap_or_else(|_| Err(io::Error::other("reading was interrupted"))) {
                 Ok(Read { lines, events, stored }) => {
                     let more = !is_last || available > stored;
-                    return Some(Current { parts: vec![lines], bytes: stored, events, own_epoch, more });
+                    let parts = vec![Part { lines, events }];
+                    return Some(Current { parts, bytes: stored, events, own_epoch, more });
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !is_last => {
                     tracing::error!(
@@ -265,28 +280,28 @@ impl Shipper {
             let Some(part) = self.current.as_ref().and_then(|current| current.parts.last().cloned()) else {
                 return;
             };
-            self.state
-                .oldest_ns
-                .store(batch::time_ns(batch::first_line(&part)).unwrap_or(0), Ordering::Release);
-            match self.sink.send(&part).await {
+            let oldest_ns = batch::time_ns(batch::first_line(&part.lines)).unwrap_or(0);
+            self.state.oldest_ns.store(oldest_ns, Ordering::Release);
+            match self.sink.send(&part.lines).await {
                 Answer::Acknowledged => {
                     if let Some(receipt) = self.sink.receipt_of(&self.shared.epoch) {
                         *lock(&self.state.receipt) = Some(receipt);
                     }
-                    self.taken(batch::count(&part));
+                    self.taken(part.events);
                     self.replace_part([]);
-                    self.recycle(part);
+                    self.recycle(part.lines);
                 }
                 Answer::Later { why, retry_after } => self.wait_after(why, retry_after).await,
-                Answer::TooLarge => match batch::halves(&part) {
+                Answer::TooLarge => match batch::halves(&part.lines) {
                     Some((first, second)) => {
                         // The next batches are made smaller at once: each would cost a transfer in vain.
-                        self.limit.bytes = (part.len() as u64 / 2).clamp(LEAST_BATCH_BYTES, self.limit.bytes);
+                        let half = part.lines.len() as u64 / 2;
+                        self.limit.bytes = half.clamp(LEAST_BATCH_BYTES, self.limit.bytes);
                         self.replace_part([second, first]);
                     }
-                    None => self.set_aside(&part, Refusal::TOO_LARGE).await,
+                    None => self.set_aside(&part.lines, Refusal::TOO_LARGE).await,
                 },
-                Answer::Refused(refusal) => self.set_aside(&part, refusal).await,
+                Answer::Refused(refusal) => self.set_aside(&part.lines, refusal).await,
                 Answer::Partly { refused, again, why } => self.divide(&part, refused, &again, why).await,
             }
         }
@@ -295,20 +310,20 @@ impl Shipper {
     /// Some lines are refused, some are to be sent again, and the rest was taken.
     async fn divide(
         &mut self,
-        part: &Bytes,
+        part: &Part,
         refused: Vec<(usize, Refusal)>,
         again: &[usize],
         why: Option<String>,
     ) {
-        let taken = batch::count(part).saturating_sub((refused.len() + again.len()) as u64);
+        let taken = part.events.saturating_sub((refused.len() + again.len()) as u64);
         let mut by_reason: BTreeMap<Refusal, Vec<usize>> = BTreeMap::new();
         for (line, refusal) in refused {
             by_reason.entry(refusal).or_default().push(line);
         }
-        let rest = (!again.is_empty()).then(|| batch::pick(part, again));
+        let rest = (!again.is_empty()).then(|| batch::pick(&part.lines, again));
         // Set aside before anything is forgotten: given up half-way, the whole part is sent again.
         for (refusal, lines) in by_reason {
-            self.keep(&batch::pick(part, &lines), refusal).await;
+            self.keep(&batch::pick(&part.lines, &lines), refusal).await;
         }
         if taken > 0 {
             self.taken(taken);
@@ -323,7 +338,7 @@ impl Shipper {
     fn replace_part(&mut self, parts: impl IntoIterator<Item = Bytes>) {
         if let Some(current) = &mut self.current {
             current.parts.pop();
-            current.parts.extend(parts);
+            current.parts.extend(parts.into_iter().map(Part::new));
         }
     }
 
@@ -338,9 +353,9 @@ impl Shipper {
         self.state.last_success.store(unix_ns() / 1_000_000_000, Ordering::Release);
     }
 
-    fn recycle(&mut self, part: Bytes) {
-        if self.current.as_ref().is_some_and(|current| current.more && part.len() as u64 == current.bytes) {
-            self.spare = part.try_into_mut().map_or_else(|_| Vec::new(), Vec::from);
+    fn recycle(&mut self, lines: Bytes) {
+        if self.current.as_ref().is_some_and(|current| lines.len() as u64 == current.bytes) {
+            self.spare = lines.try_into_mut().map_or_else(|_| Vec::new(), Vec::from);
         }
     }
 
