@@ -4,6 +4,8 @@
 //! RFC 6962 section 2.1. Canonical order puts `chain` first, so the hash is cut out of a line and the rest is hashed as it
 //! stands, without a JSON tree. Knows nothing of files.
 
+use std::borrow::Borrow;
+
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 
@@ -64,6 +66,13 @@ impl Epoch {
 
     fn unix_ms(&self) -> u64 {
         u64::from_str_radix(&format!("{}{}", &self.0[..8], &self.0[9..13]), 16).unwrap_or(0)
+    }
+}
+
+/// So that a map of epochs can be asked by text. The text is all there is to one, so order and hash are the same.
+impl Borrow<str> for Epoch {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 
@@ -201,14 +210,18 @@ impl<'l> Record<'l> {
 
     /// Whether the hash is that of the record.
     pub(crate) fn hash_is_right(&self, scratch: &mut Vec<u8>) -> bool {
+        self.checked_leaf(scratch).is_some()
+    }
+
+    /// The hash as a leaf of the epoch's tree, if it is that of the record.
+    pub(crate) fn checked_leaf(&self, scratch: &mut Vec<u8>) -> Option<Hash> {
         // parse() found the hash exactly here, so both cuts are inside the line.
         let cut = BEFORE_EPOCH.len() + EPOCH_BYTES + 2;
-        let after = cut + BEFORE_HASH.len() + 64 + 2;
         scratch.clear();
         scratch.push(0);
         scratch.extend_from_slice(&self.line[..cut]);
-        scratch.extend_from_slice(&self.line[after..]);
-        to_hex(&digest_of(scratch)) == self.hash
+        scratch.extend_from_slice(&self.line[cut + HASH_MEMBER..]);
+        Some(digest_of(scratch)).filter(|hash| to_hex(hash) == self.hash)
     }
 
     /// The hash as a leaf of the epoch's tree.

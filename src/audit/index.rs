@@ -4,7 +4,7 @@
 //! trail alone and can be thrown away: what it does not know is read as before, so it makes a search faster and never wrong.
 //! Which terms a query has is told here too, so that both sides agree; the trail's truth is `verify`'s.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use rusqlite::{Connection, OpenFlags, params};
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::layout::Layout;
@@ -121,9 +122,20 @@ pub fn index(dir: &Path, anew: bool, done: &AtomicU64) -> Result<Indexed, IndexE
 /// What is in a segment.
 #[derive(Default)]
 struct Content {
-    terms: HashSet<i64>,
+    terms: Terms,
     first: Option<String>,
     last: String,
+}
+
+impl Content {
+    fn saw(&mut self, time: &str) {
+        if self.first.as_deref().is_none_or(|first| time < first) {
+            self.first = Some(time.to_owned());
+        }
+        if time > self.last.as_str() {
+            time.clone_into(&mut self.last);
+        }
+    }
 }
 
 fn read(path: &Path, done: &AtomicU64) -> io::Result<Content> {
@@ -131,33 +143,130 @@ fn read(path: &Path, done: &AtomicU64) -> io::Result<Content> {
     let mut lines = Lines::new(File::open(path)?);
     while let Some(line) = lines.next()? {
         done.fetch_add(line.bytes.len() as u64 + 1, Ordering::Relaxed);
-        let Ok(event) = serde_json::from_slice::<Value>(line.bytes) else { continue }; // `verify` tells of it
-        terms_of(&event, |term| {
-            content.terms.insert(term);
-        });
-        let time = event["time"].as_str().unwrap_or_default();
-        if content.first.as_deref().is_none_or(|first| time < first) {
-            content.first = Some(time.to_owned());
-        }
-        if time > content.last.as_str() {
-            time.clone_into(&mut content.last);
+        match serde_json::from_slice::<Event<'_>>(line.bytes) {
+            Ok(event) => {
+                content.saw(event.time.unwrap_or_default());
+                content.terms.of(&event);
+            }
+            Err(_) => {
+                let Ok(event) = serde_json::from_slice::<Value>(line.bytes) else { continue }; // `verify` tells of it
+                content.saw(event["time"].as_str().unwrap_or_default());
+                content.terms.of_any(&event);
+            }
         }
     }
     Ok(content)
 }
 
-/// Every term of an event by which it can be asked for.
-fn terms_of(event: &Value, mut add: impl FnMut(i64)) {
-    for field in Field::ALL {
-        if let Some(text) = event.pointer(field.pointer()).and_then(Value::as_str) {
-            add(term(field.pointer(), text));
+/// An event as phiward writes it, as far as it can be asked for, read without a tree. What does not read as one, such as an
+/// escaped text, is read as any JSON.
+#[derive(Deserialize)]
+struct Event<'l> {
+    id: Option<&'l str>,
+    time: Option<&'l str>,
+    #[serde(rename = "type")]
+    kind: Option<&'l str>,
+    #[serde(borrow, default)]
+    decision: Decision<'l>,
+    #[serde(borrow, default)]
+    http: Http<'l>,
+    #[serde(borrow, default)]
+    instance: Instance<'l>,
+    #[serde(borrow, default)]
+    request: Request<'l>,
+    #[serde(borrow, default)]
+    subject: Subject<'l>,
+}
+
+#[derive(Default, Deserialize)]
+struct Decision<'l> {
+    outcome: Option<&'l str>,
+    reason: Option<&'l str>,
+    role: Option<&'l str>,
+    rule: Option<&'l str>,
+}
+
+#[derive(Default, Deserialize)]
+struct Http<'l> {
+    host: Option<&'l str>,
+    method: Option<&'l str>,
+    template: Option<&'l str>,
+    #[serde(borrow, default)]
+    params: BTreeMap<&'l str, &'l str>,
+}
+
+#[derive(Default, Deserialize)]
+struct Instance<'l> {
+    namespace: Option<&'l str>,
+    service: Option<&'l str>,
+}
+
+#[derive(Default, Deserialize)]
+struct Request<'l> {
+    id: Option<&'l str>,
+    trace_id: Option<&'l str>,
+}
+
+#[derive(Default, Deserialize)]
+struct Subject<'l> {
+    spiffe_id: Option<&'l str>,
+}
+
+impl<'l> Event<'l> {
+    fn text(&self, field: Field) -> Option<&'l str> {
+        match field {
+            Field::Type => self.kind,
+            Field::Id => self.id,
+            Field::Outcome => self.decision.outcome,
+            Field::Reason => self.decision.reason,
+            Field::Rule => self.decision.rule,
+            Field::Role => self.decision.role,
+            Field::Method => self.http.method,
+            Field::Template => self.http.template,
+            Field::Host => self.http.host,
+            Field::Service => self.instance.service,
+            Field::Namespace => self.instance.namespace,
+            Field::RequestId => self.request.id,
+            Field::TraceId => self.request.trace_id,
         }
     }
-    if let Some(identity) = event.pointer(IDENTITY).and_then(Value::as_str) {
-        add(term(IDENTITY, identity));
+}
+
+/// The terms of many events.
+#[derive(Debug, Default, PartialEq)]
+struct Terms {
+    found: HashSet<i64>,
+    /// The last text of each field and of the identity: most are those of the event before, and cost no hash again.
+    last: [String; Field::ALL.len() + 1],
+}
+
+impl Terms {
+    /// Adds every term of an event by which it can be asked for.
+    fn of(&mut self, event: &Event<'_>) {
+        for (at, field) in Field::ALL.into_iter().enumerate() {
+            self.add(at, field.pointer(), event.text(field));
+        }
+        self.add(Field::ALL.len(), IDENTITY, event.subject.spiffe_id);
+        self.found.extend(event.http.params.iter().map(|(name, value)| param(name, value)));
     }
-    for (name, value) in event.pointer("/http/params").and_then(Value::as_object).into_iter().flatten() {
-        add(param(name, value.as_str().unwrap_or_default()));
+
+    fn of_any(&mut self, event: &Value) {
+        let text = |pointer| event.pointer(pointer).and_then(Value::as_str);
+        for (at, field) in Field::ALL.into_iter().enumerate() {
+            self.add(at, field.pointer(), text(field.pointer()));
+        }
+        self.add(Field::ALL.len(), IDENTITY, text(IDENTITY));
+        let params = event.pointer("/http/params").and_then(Value::as_object).into_iter().flatten();
+        self.found.extend(params.map(|(name, value)| param(name, value.as_str().unwrap_or_default())));
+    }
+
+    fn add(&mut self, at: usize, member: &str, text: Option<&str>) {
+        let Some(text) = text.map(|text| indexed(member, text)) else { return };
+        // An empty one may be the first: it is hashed each time.
+        if text.is_empty() || self.last[at] != text {
+            text.clone_into(&mut self.last[at]);
+            self.found.insert(term(member, text));
+        }
     }
 }
 
@@ -175,17 +284,21 @@ fn param(name: &str, value: &str) -> i64 {
     term(&format!("/http/params/{name}"), value)
 }
 
-/// A number for a member and its text. Two that share one cost a segment that is read for nothing.
-fn term(member: &str, text: &str) -> i64 {
-    let text = match member {
+/// What of a text is in the index.
+fn indexed<'t>(member: &str, text: &'t str) -> &'t str {
+    match member {
         // An event's own number is found by the segment's name; its epoch is in each.
         "/id" => text.split_once(':').map_or(text, |(epoch, _)| epoch),
         "/request/id" => text.get(..REQUEST_PREFIX).unwrap_or(text),
         _ => text,
-    };
-    let hash = digest(&SHA256, [member.as_bytes(), b"\0", text.as_bytes()].concat().as_slice());
+    }
+}
+
+/// A number for a member and its text. Two that share one cost a segment that is read for nothing.
+fn term(member: &str, text: &str) -> i64 {
+    let text = [member.as_bytes(), b"\0", indexed(member, text).as_bytes()].concat();
     let mut first = [0; 8];
-    first.copy_from_slice(&hash.as_ref()[..8]); // SHA-256 has 32
+    first.copy_from_slice(&digest(&SHA256, &text).as_ref()[..8]); // SHA-256 has 32
     i64::from_be_bytes(first)
 }
 
@@ -278,7 +391,7 @@ fn put(index: &mut Connection, relative: &str, bytes: u64, content: &Content) ->
         params![relative, bytes, first, content.last],
     )?;
     let id = change.last_insert_rowid();
-    let mut terms: Vec<&i64> = content.terms.iter().collect();
+    let mut terms: Vec<&i64> = content.terms.found.iter().collect();
     terms.sort_unstable();
     let mut insert = change.prepare("INSERT INTO term(segment, hash) VALUES (?1, ?2)")?;
     for term in terms {
@@ -310,4 +423,40 @@ fn remove(path: &Path) -> io::Result<()> {
 
 fn relative(dir: &Path, path: &Path) -> String {
     path.strip_prefix(dir).unwrap_or(path).to_string_lossy().into_owned() // names of segments are ASCII
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn terms(line: &str) -> (Option<Terms>, Terms) {
+        let (mut quick, mut any) = (Terms::default(), Terms::default());
+        let read = serde_json::from_str::<Event<'_>>(line).map(|event| quick.of(&event));
+        any.of_any(&serde_json::from_str(line).unwrap());
+        (read.ok().map(|()| quick), any)
+    }
+
+    /// If this fails, a search passes over a segment that has what is asked for.
+    #[test]
+    fn an_event_has_the_same_terms_however_it_is_read() {
+        let line = r#"{"decision":{"outcome":"allow","reason":"rule","role":"chart-read","rule":"read"},"http":{"host":"h","method":"GET",
+            "params":{"id":"k1:9c","name":"k1:9d"},"template":"/a/{id}"},"id":"e:7","instance":{"namespace":"clinic","service":"records"},
+            "request":{"id":"0123456789abcdef0007","trace_id":"t"},"subject":{"spiffe_id":"spiffe://a/b"},"time":"t","type":"access.decision"}"#;
+        let (quick, any) = terms(line);
+        assert_eq!(any.found.len(), Field::ALL.len() + 1 + 2, "each field, the identity and both parameters");
+        assert_eq!(quick.as_ref(), Some(&any));
+        for odd in [
+            line.replace(r#""allow""#, r#""al\u0001low""#),
+            line.replace(r#""role":"chart-read""#, r#""role":7"#),
+            line.replace(r#""id":"k1:9c""#, r#""id":{}"#),
+            line.replace(r#"{"spiffe_id":"spiffe://a/b"}"#, r#""spiffe://a/b""#),
+            line.replace(r#""type":"#, r#""type":"x","type":"#),
+        ] {
+            let (quick, any) = terms(&odd);
+            assert!(quick.is_none_or(|quick| quick.found.is_superset(&any.found)), "{odd}");
+            assert!(any.found.len() > Field::ALL.len() - 3, "{odd}");
+        }
+        let absent = r#"{"id":"","time":"t","type":"x"}"#;
+        assert_eq!(terms(absent), (Some(terms(absent).1), terms(absent).1));
+    }
 }

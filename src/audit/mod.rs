@@ -110,11 +110,12 @@ use writer::{Message, Writer};
 
 /// What a collector shares with the spool: one format, one way to check it.
 pub(crate) mod trail {
+    pub(crate) use super::batch::lines as lines_of;
     pub(crate) use super::chain::{Epoch, MAX_LINE, NO_PREVIOUS, Record};
     pub(crate) use super::cipher::{Cipher, line_bytes};
     pub(crate) use super::layout::EVIDENCE;
     pub(crate) use super::lines::{Lines, first_of};
-    pub(crate) use super::merkle::{Range, subtrees};
+    pub(crate) use super::merkle::{Hash, Range, subtrees};
     pub(crate) use super::note::{VerifierKey, body_of};
     pub(crate) use super::receipt::ReceiptKey;
     pub(crate) use super::recover::{Damage, lock_dir, repair, scan};

@@ -16,6 +16,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -23,11 +24,12 @@ use serde::Serialize;
 
 use super::evidence::{Evidence, Kind};
 use super::metrics::{CollectorMetrics, Refusing};
-use super::plan::{Append, Plan, Tip, key_in};
+use super::plan::{Append, Place, Plan, Tip, key_in};
 use super::room::has_room;
 use super::sender::{Sender, writer_of};
 use crate::audit::trail::{
-    self, Cipher, Disk, EVIDENCE, Epoch, Lines, MAX_LINE, ReceiptKey, Record, SegmentFile, VerifierKey,
+    self, Cipher, Disk, EVIDENCE, Epoch, Hash, Lines, MAX_LINE, ReceiptKey, Record, SegmentFile, VerifierKey,
+    lines_of,
 };
 use crate::audit::{AuditError, SpoolKey};
 
@@ -192,95 +194,80 @@ impl Store {
             self.keep_evidence(&plan.evidence)?;
         }
         for append in &plan.appends {
-            self.append(append).map_err(at(&self.dir))?;
+            self.append(append, batch).map_err(at(&self.dir))?;
         }
-        self.epochs.extend(plan.tips);
         let seconds = u64::try_from(now.as_second()).unwrap_or(0);
         let receipts =
             plan.checkpoints.values().filter_map(|note| self.receipt_key.sign(note, seconds)).collect();
-        Ok(Taken { counts: plan.counts, receipts })
+        let counts = plan.counts;
+        self.epochs.extend(plan.into_tips());
+        Ok(Taken { counts, receipts })
     }
 
-    fn plan<'s>(
+    fn plan<'b>(
         &mut self,
-        batch: &[u8],
+        batch: &'b [u8],
         sender: &Sender,
-        evidence: Evidence<'s>,
-    ) -> Result<Plan<'s>, StoreError> {
+        evidence: Evidence<'b>,
+    ) -> Result<Plan<'b>, StoreError> {
         let mut plan = Plan::new(evidence, self.cipher.is_some());
-        let mut lines = Lines::new(batch);
-        let mut scratch = Vec::new();
-        let mut found = Vec::new();
-        while let Some(line) = lines.next().map_err(at(&self.dir))? {
-            if !line.whole || line.bytes.len() > MAX_LINE {
-                return Err(StoreError::Line(line.number));
-            }
-            let from = line.offset as usize; // the batch is in memory
-            if !line.bytes.is_empty() {
-                found.push(from..from + line.bytes.len());
-            }
+        let lines: Vec<_> = lines_of(batch).collect();
+        let end = lines.last().map_or(0, |last| last.end);
+        let too_long = lines.iter().position(|line| line.len() > MAX_LINE + 1);
+        if let Some(at) = too_long.or((end < batch.len()).then_some(lines.len())) {
+            return Err(StoreError::Line(at as u64 + 1));
         }
-        for range in found {
-            let line = &batch[range];
+        let mut scratch = Vec::new();
+        for range in lines.into_iter().filter(|line| line.len() > 1) {
+            let line = &batch[range.start..range.end - 1];
             match Record::parse(line) {
                 Err(why) => plan.keep(Kind::BadJson, why, None, line),
-                Ok(record) if !record.hash_is_right(&mut scratch) => {
-                    let why = "its hash is not that of its bytes";
-                    plan.keep(Kind::Flip, why, Some(record.epoch), line);
-                }
-                Ok(record) => self.place(&record, line, sender, &mut plan)?,
+                Ok(record) => match record.checked_leaf(&mut scratch) {
+                    Some(leaf) => self.place(&record, leaf, range, sender, &mut plan)?,
+                    None => {
+                        let why = "its hash is not that of its bytes";
+                        plan.keep(Kind::Flip, why, Some(record.epoch), line);
+                    }
+                },
             }
         }
         Ok(plan)
     }
 
     /// Finds the place of a record whose hash is right.
-    fn place(
+    fn place<'b>(
         &mut self,
-        record: &Record<'_>,
-        line: &[u8],
+        record: &Record<'b>,
+        leaf: Hash,
+        line: Range<usize>,
         sender: &Sender,
-        plan: &mut Plan<'_>,
+        plan: &mut Plan<'b>,
     ) -> Result<(), StoreError> {
-        // Record::parse has checked the epoch's shape.
-        let Some(epoch) = Epoch::parse(record.epoch) else { return Ok(()) };
-        let mut tip = match plan.tips.get(&epoch) {
-            Some(tip) => tip.clone(),
-            None => self.tip(&epoch)?,
-        };
-        let named = Some(record.epoch);
-        let writer = writer_of(record.instance);
-        if !sender.may_bring(&writer) {
-            plan.keep(Kind::Foreign, "its instance.spiffe_id is not its sender", named, line);
-            return Ok(());
+        if !plan.knows(record.epoch)
+            && let Some(epoch) = Epoch::parse(record.epoch)
+        {
+            let tip = self.tip(&epoch)?;
+            plan.go_on(epoch, tip);
         }
-        if *tip.writer.get_or_insert_with(|| writer.clone().into_owned()) != writer {
-            plan.keep(Kind::Foreign, "the epoch belongs to another instance.spiffe_id", named, line);
-            return Ok(());
-        }
-        if record.seq < tip.next_seq {
-            let stored = self.stored_hash(&epoch, record.seq, plan).map_err(at(&self.dir))?;
-            match stored {
-                Some(hash) if hash == record.hash => plan.counts.duplicates += 1,
-                Some(_) => plan.keep(Kind::Fork, "another record has this place", named, line),
-                None => {
-                    let why = "its place was passed over as a hole, or removed by retention";
-                    plan.keep(Kind::Late, why, named, line);
-                }
+        // Record::parse has checked the epoch's shape, so it is known now.
+        let Some(place) = plan.place_of(record, sender) else { return Ok(()) };
+        let (kind, why) = match place {
+            Place::Next | Place::AfterHole => {
+                plan.append(record, leaf, line);
+                return Ok(());
             }
-            return Ok(());
-        }
-        let after_hole = record.seq > tip.next_seq;
-        if !after_hole && record.prev != tip.hash {
-            let why = "it does not follow the record that is stored before it";
-            plan.keep(Kind::Fork, why, named, line);
-            return Ok(());
-        }
-        if after_hole {
-            let why = format!("records {} to {} are missing", tip.next_seq, record.seq - 1);
-            plan.evidence.note(Kind::Gap, &why, &epoch);
-        }
-        plan.append(epoch, tip, record, line, after_hole);
+            Place::Earlier => match self.stored_hash(record, plan).map_err(at(&self.dir))? {
+                Some(hash) if hash == record.hash => {
+                    plan.counts.duplicates += 1;
+                    return Ok(());
+                }
+                Some(_) => (Kind::Fork, "another record has this place"),
+                None => (Kind::Late, "its place was passed over as a hole, or removed by retention"),
+            },
+            Place::Astray => (Kind::Fork, "it does not follow the record that is stored before it"),
+            Place::Foreign(why) => (Kind::Foreign, why),
+        };
+        plan.keep(kind, why, Some(record.epoch), record.line());
         Ok(())
     }
 
@@ -326,15 +313,16 @@ impl Store {
         Ok(self.removed.last.get(epoch).map_or_else(Tip::none, Tip::removed))
     }
 
-    /// The hash of a record that is stored, or about to be.
-    fn stored_hash(&mut self, epoch: &Epoch, seq: u64, plan: &Plan<'_>) -> io::Result<Option<Vec<u8>>> {
-        if let Some(hash) = plan.added.get(&(epoch.clone(), seq)) {
-            return Ok(Some(hash.clone()));
+    /// The hash of the record that has this one's place, stored or about to be.
+    fn stored_hash(&mut self, record: &Record<'_>, plan: &Plan<'_>) -> io::Result<Option<Vec<u8>>> {
+        let (epoch, seq) = (record.epoch, record.seq);
+        if let Some(hash) = plan.added(epoch, seq) {
+            return Ok(Some(hash.to_vec()));
         }
         if let Some(stone) = self.removed.last.get(epoch).filter(|stone| stone.last_seq == seq) {
             return Ok(Some(stone.last_hash.clone().into_bytes()));
         }
-        let dir = self.dir.join(epoch.as_str());
+        let dir = self.dir.join(epoch);
         let mut segments = match trail::list(&dir) {
             Ok(segments) => segments,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -348,7 +336,7 @@ impl Store {
         Ok(self.looked_up.1.get(&seq).cloned())
     }
 
-    fn append(&mut self, append: &Append) -> io::Result<()> {
+    fn append(&mut self, append: &Append, batch: &[u8]) -> io::Result<()> {
         let dir = self.dir.join(append.epoch.as_str());
         let path = dir.join(trail::name(&append.epoch, append.first_seq));
         let is_new = append.at == 0;
@@ -360,7 +348,12 @@ impl Store {
             }
         }
         let mut file = if is_new { SegmentFile::create(path)? } else { SegmentFile::open(path, append.at)? };
-        let stored = stored(&mut self.cipher, &append.bytes)?;
+        let lines = match &append.lines[..] {
+            // One sender's own trail comes in one piece.
+            [lines] => Cow::Borrowed(&batch[lines.clone()]),
+            many => many.iter().flat_map(|lines| &batch[lines.clone()]).copied().collect(),
+        };
+        let stored = stored(&mut self.cipher, &lines)?;
         file.append(&self.disk, &stored)?;
         let synced = self.disk.sync(file.file()).and_then(|()| {
             if is_new {

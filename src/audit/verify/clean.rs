@@ -70,9 +70,8 @@ fn read(epoch: &Epoch, path: &Path, done: &AtomicU64) -> io::Result<Option<Clean
     let (mut scratch, mut unsaid) = (Vec::new(), 0);
     while let Some(line) = lines.next()? {
         let Some(record) = Record::parse(line.bytes).ok().filter(|_| line.whole) else { return Ok(None) };
-        if record.epoch != epoch.as_str() || !record.hash_is_right(&mut scratch) {
-            return Ok(None);
-        }
+        let leaf = record.checked_leaf(&mut scratch).filter(|_| record.epoch == epoch.as_str());
+        let Some(leaf) = leaf else { return Ok(None) };
         if clean.lines == 0 {
             clean.first_seq = record.seq;
             clean.range = Range::at(record.seq);
@@ -86,7 +85,7 @@ fn read(epoch: &Epoch, path: &Path, done: &AtomicU64) -> io::Result<Option<Clean
         if seals::concerns(record.kind) {
             clean.seals.push((record.seq, line.bytes.to_vec(), clean.range.clone()));
         }
-        clean.range.append(record.leaf());
+        clean.range.append(leaf);
         match clean.by_type.iter_mut().find(|(kind, _)| kind == record.kind) {
             Some((_, count)) => *count += 1,
             None => clean.by_type.push((record.kind.to_owned(), 1)),
