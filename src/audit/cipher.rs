@@ -184,9 +184,9 @@ impl Opener {
     }
 }
 
-/// Whether a line of `lines` has the form of an encrypted one. Every delivered byte passes here, so no line is looked at by itself.
-pub(crate) fn has_encrypted(lines: &[u8]) -> bool {
-    lines.starts_with(PREFIX) || memchr::memmem::find(lines, b"\ne1:").is_some()
+/// Whether a line has the form of an encrypted one.
+pub(crate) fn is_encrypted(line: &[u8]) -> bool {
+    line.starts_with(PREFIX)
 }
 
 /// How long a line of `bytes` is when it is encrypted, with its line end.

@@ -19,6 +19,9 @@ pub(crate) const SCHEMA: &str = "phiward.audit/1";
 /// The most path parameters that an event holds; see `json::MAX_STRING`.
 const MAX_PARAMS: usize = 64;
 
+/// What a busy worker gathers before it sends it to the writer (see `recorder`), and some more.
+const KEPT_BYTES: usize = 192 * 1024;
+
 /// Encoded events that travel to the writer together: a head and a tail each, end to end.
 #[derive(Default)]
 pub(crate) struct Batch {
@@ -48,9 +51,9 @@ impl Batch {
     /// Makes the buffers empty, and small again after a burst.
     pub(crate) fn clear(&mut self) {
         self.bytes.clear();
-        self.bytes.shrink_to(64 * 1024);
+        self.bytes.shrink_to(KEPT_BYTES);
         self.cuts.clear();
-        self.cuts.shrink_to(256);
+        self.cuts.shrink_to(KEPT_BYTES / 256);
     }
 
     /// Each event's head and tail, in the order they were recorded.

@@ -100,11 +100,11 @@ pub(crate) fn read_lines(
     if file.take(wanted).read_to_end(&mut buffer)? as u64 != wanted {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    let mut events = 0;
-    let mut end = 0;
-    for at in memchr::memchr_iter(b'\n', &buffer).take(most) {
-        end = at + 1;
+    let (mut events, mut end, mut encrypted) = (0, 0, false);
+    for line in batch::lines(&buffer).take(most) {
+        end = line.end;
         events += 1;
+        encrypted |= cipher::is_encrypted(&buffer[line]);
     }
     if end == 0 {
         return Err(io::Error::other(format!(
@@ -114,7 +114,7 @@ pub(crate) fn read_lines(
     }
     buffer.truncate(end);
     let stored = end as u64;
-    if !cipher::has_encrypted(&buffer) {
+    if !encrypted {
         return Ok(Read { lines: Bytes::from(buffer), events, stored });
     }
     let mut all = Vec::with_capacity(buffer.len());

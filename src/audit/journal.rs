@@ -45,6 +45,9 @@ const FRAME_HEAD: usize = 24;
 /// A half holds what a busy worker records in some milliseconds, and both together stay in a CPU's cache.
 const HALF_BYTES: u64 = 256 * 1024;
 const MIN_HALF_BYTES: u64 = 16 * 1024;
+/// How much of a new file is written at once. Linux keeps it in the page cache in pieces as large as the first write, and each later
+/// write looks at every block of the piece that it changes (ext4 of 6.18): with the whole file in one, that was half of its cost.
+const PIECE: usize = 16 * 1024;
 
 /// The writing end. It lives on its worker.
 pub(crate) struct Journal {
@@ -125,7 +128,9 @@ impl Journal {
             .and_then(|room| room.get_mut(..owner.len()))
             .ok_or_else(|| io::Error::other("the names of this workload are too long"))?
             .copy_from_slice(&owner);
-        file.write_all_at(&content, 0)?;
+        for (at, piece) in content.chunks(PIECE).enumerate() {
+            file.write_all_at(piece, (at * PIECE) as u64)?;
+        }
         let file = Arc::new(file);
         let marker = Marker { file: file.clone(), turn: AtomicU64::new(0) };
         let half_bytes = half_bytes(max_bytes);

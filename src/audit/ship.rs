@@ -39,7 +39,8 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 /// How a shipper paces itself.
 #[derive(Debug, Clone, Copy)]
 pub struct ShipTiming {
-    /// How long the first new event waits for company. Without it every event would cost a request of its own.
+    /// How long the first new event waits for company. Without it every event would cost a request of its own, and each batch
+    /// costs the workers what they had in their cores' caches.
     pub linger: Duration,
     /// The first wait after a failure is drawn from zero to this, and each further one from twice as much.
     pub retry_min: Duration,
@@ -52,7 +53,7 @@ pub struct ShipTiming {
 impl Default for ShipTiming {
     fn default() -> Self {
         Self {
-            linger: Duration::from_millis(20),
+            linger: Duration::from_millis(50),
             retry_min: Duration::from_millis(100),
             retry_max: Duration::from_secs(30),
             attempt: Duration::from_secs(30),
