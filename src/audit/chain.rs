@@ -134,7 +134,7 @@ impl Chain {
         out.extend_from_slice(instance);
         out.extend_from_slice(tail);
         let hash = digest_of(&out[record + HASH_MEMBER - 1..]);
-        self.prev = to_hex(&hash);
+        self.prev.copy_from_slice(json::hex_pairs(&hash).as_flattened());
         self.next_seq += 1;
         out.copy_within(record + HASH_MEMBER..after_epoch, record);
         let hash_member = &mut out[after_epoch - HASH_MEMBER..after_epoch];
@@ -221,7 +221,7 @@ impl<'l> Record<'l> {
         scratch.push(0);
         scratch.extend_from_slice(&self.line[..cut]);
         scratch.extend_from_slice(&self.line[cut + HASH_MEMBER..]);
-        Some(digest_of(scratch)).filter(|hash| to_hex(hash) == self.hash)
+        Some(digest_of(scratch)).filter(|hash| json::hex_pairs(hash).as_flattened() == self.hash)
     }
 
     /// The hash as a leaf of the epoch's tree.
@@ -245,16 +245,6 @@ fn digest_of(bytes: &[u8]) -> Hash {
     let mut hash = [0; 32];
     hash.copy_from_slice(digest(&SHA256, bytes).as_ref()); // SHA-256 has 32 bytes
     hash
-}
-
-/// Reckoned instead of looked up, so that it becomes vector code: twice for each request.
-fn to_hex(hash: &Hash) -> [u8; 64] {
-    let digit = |nibble: u8| nibble + if nibble < 10 { b'0' } else { b'a' - 10 };
-    let mut hex = [0; 64];
-    for (pair, byte) in hex.as_chunks_mut().0.iter_mut().zip(hash) {
-        *pair = [digit(byte >> 4), digit(byte & 15)];
-    }
-    hex
 }
 
 /// 64 hexadecimal digits, a quote and a comma.

@@ -10,11 +10,12 @@ use super::event::{
     AccessComplete, AccessDecision, ConnFragment, ConnRejected, ControlEvent, Decision, EVENT_TYPES,
     HttpFacts, InstanceFacts, PolicyFragment, PostureFacts,
 };
-use super::json::{self, Members};
+use super::json::Members;
 use super::pseudonym::Pseudonym;
 
 /// The schema that every event names.
 pub(crate) const SCHEMA: &str = "phiward.audit/1";
+const SCHEMA_MEMBER: &[u8] = br#""schema":"phiward.audit/1","#;
 
 /// The most path parameters that an event holds; see `json::MAX_STRING`.
 const MAX_PARAMS: usize = 64;
@@ -275,12 +276,13 @@ impl Batch {
     ) {
         debug_assert!(EVENT_TYPES.contains(&kind), "{kind} is not in the schema");
         let out = &mut self.bytes;
-        Members::new(out).code("schema", SCHEMA);
+        out.extend_from_slice(SCHEMA_MEMBER);
         out.extend_from_slice(subject_or_svid);
-        let mut m = Members::new(out);
-        m.plain("time", |out| clock.write(out, time));
-        m.code("type", kind);
-        json::close(out);
+        out.extend_from_slice(b"\"time\":\"");
+        clock.write(out, time);
+        out.extend_from_slice(b"\",\"type\":\"");
+        out.extend_from_slice(kind.as_bytes());
+        out.extend_from_slice(b"\"}");
         self.cuts.push(Cut { head_end, tail_end: out.len() });
     }
 }

@@ -12,7 +12,6 @@ pub(crate) const MAX_INTEGER: u64 = (1 << 53) - 1;
 /// peer sends. A SPIFFE ID (at most 2048 bytes, nothing to escape) is never cut.
 pub(crate) const MAX_STRING: usize = 2048;
 
-const HEX: &[u8; 16] = b"0123456789abcdef";
 const CUT: &str = "…";
 
 /// The members of one object, written as `"key":value,`; whoever opened the object closes it.
@@ -31,6 +30,7 @@ impl<'o> Members<'o> {
         }
     }
 
+    #[inline]
     pub(crate) fn text(&mut self, key: &'static str, value: &str) {
         self.key(key);
         string(self.out, value);
@@ -38,11 +38,13 @@ impl<'o> Members<'o> {
     }
 
     /// One of our own words, or hex: what needs no escaping and is never long.
+    #[inline]
     pub(crate) fn code(&mut self, key: &'static str, value: &str) {
         debug_assert!(value.len() <= MAX_STRING && !value.bytes().any(needs_escape), "{key}: {value}");
         self.plain(key, |out| out.extend_from_slice(value.as_bytes()));
     }
 
+    #[inline]
     pub(crate) fn text_opt(&mut self, key: &'static str, value: Option<&str>) {
         if let Some(value) = value {
             self.text(key, value);
@@ -50,18 +52,21 @@ impl<'o> Members<'o> {
     }
 
     /// A number; what is above [`MAX_INTEGER`] is written as that.
+    #[inline]
     pub(crate) fn number(&mut self, key: &'static str, value: u64) {
         self.key(key);
         integer(self.out, value.min(MAX_INTEGER));
         self.out.push(b',');
     }
 
+    #[inline]
     pub(crate) fn flag(&mut self, key: &'static str, value: bool) {
         self.key(key);
         self.out.extend_from_slice(if value { b"true," } else { b"false," });
     }
 
     /// A string value that `fill` writes and that needs no escaping.
+    #[inline]
     pub(crate) fn plain(&mut self, key: &'static str, fill: impl FnOnce(&mut Vec<u8>)) {
         self.key(key);
         self.out.push(b'"');
@@ -69,6 +74,7 @@ impl<'o> Members<'o> {
         self.out.extend_from_slice(b"\",");
     }
 
+    #[inline]
     pub(crate) fn object(&mut self, key: &'static str, fill: impl FnOnce(&mut Members<'_>)) {
         self.key(key);
         self.out.push(b'{');
@@ -123,6 +129,8 @@ impl<'o> Members<'o> {
         self.out.extend_from_slice(b"\",");
     }
 
+    /// Inlined, as all that call it with a literal are: its length is then known where it is copied.
+    #[inline]
     fn key(&mut self, key: &'static str) {
         #[cfg(debug_assertions)]
         {
@@ -144,19 +152,30 @@ pub(crate) fn close(out: &mut Vec<u8>) {
 }
 
 /// Writes `text` with its quotes, by the escaping rules of RFC 8785 section 3.2.2.2.
+#[inline]
 pub(crate) fn string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
+    // Nearly every string is as it should be.
+    if text.len() <= MAX_STRING && is_plain(text.as_bytes()) {
+        out.extend_from_slice(text.as_bytes());
+    } else {
+        unusual(out, text);
+    }
+    out.push(b'"');
+}
+
+/// A string that is long, or has something to escape.
+#[cold]
+fn unusual(out: &mut Vec<u8>, text: &str) {
     let from = out.len();
     escaped(out, &text.as_bytes()[..text.len().min(MAX_STRING + 1)]);
     if out.len() - from > MAX_STRING {
         out.truncate(from);
         cut(out, from, text);
     }
-    out.push(b'"');
 }
 
-/// The slow path: as many whole characters as fit, escaped, and the mark of the cut.
-#[cold]
+/// As many whole characters as fit, escaped, and the mark of the cut.
 fn cut(out: &mut Vec<u8>, from: usize, text: &str) {
     let mut character = [0; 4];
     for c in text.chars() {
@@ -174,11 +193,22 @@ fn needs_escape(byte: u8) -> bool {
     byte < 0x20 || byte == b'"' || byte == b'\\'
 }
 
-fn escaped(out: &mut Vec<u8>, bytes: &[u8]) {
-    // Nearly every string is as it should be. Looked at without a way out in the middle, it is looked at 16 bytes at a time.
-    if !bytes.iter().fold(false, |any, byte| any | needs_escape(*byte)) {
-        return out.extend_from_slice(bytes);
+/// Whether nothing is to be escaped, eight bytes at a time: most strings are too short for vector code to pay.
+fn is_plain(bytes: &[u8]) -> bool {
+    const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
+    const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
+    let below = |word: u64, least: u64| word.wrapping_sub(ONES * least) & !word; // exact as to whether any byte is, up to 0x80
+    let (words, rest) = bytes.as_chunks();
+    let mut found = 0;
+    for word in words {
+        let word = u64::from_ne_bytes(*word);
+        let special = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
+        found |= below(word, 0x20) | special(b'"') | special(b'\\');
     }
+    found & HIGH == 0 && !rest.iter().any(|byte| needs_escape(*byte))
+}
+
+fn escaped(out: &mut Vec<u8>, bytes: &[u8]) {
     let mut plain_from = 0;
     for (at, &byte) in bytes.iter().enumerate() {
         if !needs_escape(byte) {
@@ -196,7 +226,7 @@ fn escaped(out: &mut Vec<u8>, bytes: &[u8]) {
             b'\r' => out.extend_from_slice(b"\\r"),
             _ => {
                 out.extend_from_slice(b"\\u00");
-                out.extend_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+                hex(out, &[byte]);
             }
         }
     }
@@ -220,9 +250,18 @@ pub(crate) fn integer(out: &mut Vec<u8>, mut value: u64) {
 
 /// Writes `bytes` in lower-case hexadecimal.
 pub(crate) fn hex(out: &mut Vec<u8>, bytes: &[u8]) {
-    for byte in bytes {
-        out.extend_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+    out.extend(bytes.iter().flat_map(|byte| hex_pairs(&[*byte])[0]));
+}
+
+/// The two digits of each byte in lower case; flattened, they are the text. Reckoned instead of looked up, so that it becomes vector
+/// code: the trail has hashes and pseudonyms in every event.
+pub(crate) fn hex_pairs<const N: usize>(bytes: &[u8; N]) -> [[u8; 2]; N] {
+    let digit = |nibble: u8| nibble + if nibble < 10 { b'0' } else { b'a' - 10 };
+    let mut pairs = [[0; 2]; N];
+    for (pair, byte) in pairs.iter_mut().zip(bytes) {
+        *pair = [digit(byte >> 4), digit(byte & 15)];
     }
+    pairs
 }
 
 #[cfg(test)]
@@ -239,7 +278,7 @@ mod tests {
     proptest! {
         /// If this fails, a string of a peer can break an event open or be read differently by a SIEM.
         #[test]
-        fn any_string_reads_back_as_it_was(text in "\\PC{0,40}[\\x00-\\x1f\"\\\\\u{7f}\u{2028}]{0,8}") {
+        fn any_string_reads_back_as_it_was(text in "\\PC{0,40}[\\x00-\\x1f\"\\\\\u{7f}\u{2028}]{0,8}[a-z]{0,20}") {
             let json = written(&text);
             prop_assert_eq!(serde_json::from_str::<String>(&json).unwrap(), text.clone());
             prop_assert_eq!(json, serde_json::to_string(&text).unwrap());
@@ -262,6 +301,16 @@ mod tests {
         assert!(read.len() <= MAX_STRING && read.ends_with("ü…"), "{}", read.len());
         assert!(written(&"\u{1}".repeat(2000)).len() <= MAX_STRING + 2);
         assert_eq!(written(&"a".repeat(MAX_STRING)).len(), MAX_STRING + 2);
+    }
+
+    /// If this fails, an identifier in the trail is not the one that was hashed.
+    #[test]
+    fn hexadecimal_is_in_lower_case() {
+        let all: Vec<u8> = (0..=255).collect();
+        let mut out = Vec::new();
+        hex(&mut out, &all);
+        let want: String = all.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(String::from_utf8(out).unwrap(), want);
     }
 
     /// If this fails, counters above 2^53 are read as other numbers by JavaScript and many SIEMs.

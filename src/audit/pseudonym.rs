@@ -93,7 +93,7 @@ fn key_in(content: &[u8]) -> Option<Vec<u8>> {
 impl Pseudonym {
     pub(crate) fn write(self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"k1:");
-        json::hex(out, &self.0);
+        out.extend_from_slice(json::hex_pairs(&self.0).as_flattened());
     }
 }
 

@@ -6,6 +6,7 @@ use crate::audit::event::{
     ConnFacts, Decision, Direction, PolicyFragment, PostureFacts, ResponseFacts, ShadowFacts, SubjectFacts,
     TlsFacts,
 };
+use crate::audit::json;
 use crate::audit::pseudonym::PseudonymKey;
 use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::Value;
