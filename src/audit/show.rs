@@ -44,7 +44,9 @@ pub fn summary(line: &[u8], paint: Paint) -> String {
         }
         "conn.rejected" => {
             let head = painted("refused", "31", paint);
-            write!(out, "{head} connection from {}: {}", text("/conn/peer_addr"), text("/decision/reason"))
+            write!(out, "{head} connection from {}", text("/conn/peer_addr"))
+                .and_then(|()| optional(&mut out, " to ", text("/conn/destination")))
+                .and_then(|()| write!(out, ": {}", text("/decision/reason")))
                 .and_then(|()| optional(&mut out, " by ", text("/subject/spiffe_id")))
         }
         "audit.summary" => {
@@ -119,8 +121,9 @@ fn asked(event: &Value) -> String {
         return format!("TCP {}", names.into_iter().find(|name| !name.is_empty()).unwrap_or("?"));
     }
     let method = event.pointer("/http/method").and_then(Value::as_str).unwrap_or("?");
-    // An outbound call is to a configured service, an inbound one to a host.
-    let host = [text("/http/service"), text("/http/host"), text("/http/host_h")].concat();
+    // An outbound call is to a configured service, or to where the app meant it to go; an inbound one is to a host.
+    let names = [text("/http/service"), text("/http/host"), text("/conn/destination"), text("/http/host_h")];
+    let host = names.into_iter().find(|name| !name.is_empty()).unwrap_or("");
     let path = match [text("/http/template"), text("/http/target_h")] {
         ["", ""] => String::new(),
         ["", target] => format!("/({target})"),
@@ -175,6 +178,19 @@ mod tests {
         let want = "2026-11-20T14:03:22.118Z deny GET records.clinic/fhir/Patient/{id} by spiffe://h/web \
                     (deny_rule: no\u{fffd}[2Jadmin) [records 8d0c]";
         assert_eq!(line, want);
+    }
+
+    /// If this fails, who looks for what is called and not named cannot tell where it went.
+    #[test]
+    fn what_goes_past_every_name_reads_with_its_destination() {
+        let asked = r#"{"type":"access.decision","time":"2026-11-20T14:03:22.118204771Z","instance":{"service":"web"},"conn":{"destination":"10.96.0.7:80"},
+            "http":{"method":"GET","target_h":"k1:9c"},"decision":{"outcome":"allow","reason":"passthrough"}}"#;
+        let want = "2026-11-20T14:03:22.118Z allow GET 10.96.0.7:80/(k1:9c) (passthrough) [web]";
+        assert_eq!(summary(asked.as_bytes(), Paint::Plain), want);
+        let refused = r#"{"type":"conn.rejected","time":"2026-11-20T14:03:22.118204771Z","instance":{"service":"web"},
+            "conn":{"destination":"10.96.0.7:80","peer_addr":"10.244.0.3"},"decision":{"reason":"unknown_destination"}}"#;
+        let want = "2026-11-20T14:03:22.118Z refused connection from 10.244.0.3 to 10.96.0.7:80: unknown_destination [web]";
+        assert_eq!(summary(refused.as_bytes(), Paint::Plain), want);
     }
 
     /// If this fails, a peer's text can clear or rewrite the terminal of who reads the trail.

@@ -3,8 +3,9 @@
 # Parts: Go and the Go modules of Kubernetes, Helm and SPIRE (built into target/ once); Debian's etcd-server, kubernetes-client, containerd,
 # containernetworking-plugins, docker.io, nftables, iptables, dnsmasq-base, iproute2, busybox-static, wrk, curl, python3, openssl. Needs root.
 # Shows: the README's commands; pods whose apps know nothing of phiward call each other by their Services' names, over mTLS with identity, under
-# policy, and the collector has the trail; a Job completes; a deployment is restarted under load; bad annotations are refused; pod security
-# "restricted" is enforced; webhooks are replaced while pods are made; what is optional; `helm test`; removal leaves nothing.
+# policy, and the collector has the trail; a Job completes; a deployment is restarted under load; a namespace goes from plain text to enforced,
+# step by step; bad annotations are refused; pod security "restricted" is enforced; webhooks are replaced while pods are made; what is optional;
+# `helm test`; removal leaves nothing.
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/lib-spire.sh"
 . "$(dirname "$0")/lib-cluster.sh"
@@ -185,6 +186,94 @@ until_true "the collector has them all" has_all
 check "what the pods that are gone had recorded is at the collector" has_all
 say "by the Service's address"
 restarted_under nurse
+
+say "== from plain text to enforced"
+# The five steps of docs/kubernetes.md, in a namespace that begins without phiward. `stranger` never has a sidecar.
+kubectl create namespace moving >>commands.log
+kubectl -n moving create -f - >>commands.log <<'CONF'
+apiVersion: v1
+kind: List
+items:
+  - {apiVersion: v1, kind: ServiceAccount, metadata: {name: web}}
+  - {apiVersion: v1, kind: ServiceAccount, metadata: {name: billing}}
+  - {apiVersion: v1, kind: ServiceAccount, metadata: {name: records}}
+  - {apiVersion: v1, kind: Service, metadata: {name: records}, spec: {selector: {app: records}, ports: [{port: 8080}]}}
+  - {apiVersion: v1, kind: Service, metadata: {name: lab}, spec: {selector: {app: lab}, ports: [{port: 8080}]}}
+CONF
+for who in web billing records; do register_pod moving $who; done
+namespace=moving image=phiward:0.1.0 deployment records 1 'dev, --app-only, "0.0.0.0:8080"' '' 'ports: [{containerPort: 8080}]
+          readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+          lifecycle: {preStop: {sleep: {seconds: 3}}}'
+for who in web billing; do namespace=moving deployment $who 1 'sleep, infinity' ''; done
+namespace=moving account=default image=phiward:0.1.0 deployment lab 1 'dev, --app-only, "0.0.0.0:8080"' '"phiward.dev/inject": "false"'
+for who in web billing records lab; do up moving deployment/$who; done
+# annotate ANNOTATIONS WHO...: a null takes one away. The pods are made anew by it.
+annotate() {
+  local annotations=$1 who
+  shift
+  for who in "$@"; do
+    kubectl -n moving patch deployment "$who" --type merge -p "spec: {template: {metadata: {annotations: {$annotations}}}}" >>commands.log || return
+  done
+  for who in "$@"; do up moving deployment/$who || return; done
+}
+# from WHO HOST: what its app is answered, and by whom it is known.
+from() {
+  local namespace=moving
+  [ "$1" = stranger ] && namespace=other
+  app_of "$1" "$(command -v curl)" -sS -m 5 -w " %{http_code}" "http://$2.moving:8080/fhir/Patient/1" 2>&1 || true
+}
+known_as() { from "$1" records | matches "ns/moving/sa/$1.*Testperson"; }
+at_collector_for() { at_collector query /var/lib/phiward/store --since 1h --reason "$1" | matches "$2"; }
+until_true "the app answers" eval "from web records | matches Testperson"
+{ reader_policy spiffe://hospital.local/ns/moving/sa/web; echo "mode: shadow"; } >moving.yaml
+kubectl -n moving create configmap phiward-policy --from-file=policy.yaml=moving.yaml >>commands.log
+kubectl -n moving create secret generic phiward-audit-key --from-literal=audit-hmac.key="$(openssl rand -hex 32)" >>commands.log
+
+say "see"
+kubectl label namespace moving phiward.dev/inject=enabled >>commands.log
+curl=$(command -v curl)
+busybox=$(command -v busybox)
+namespace=other app_of stranger "$busybox" sh -c "until [ -e /dev/shm/enough ]; do $curl -sS -m 5 -o /dev/null -w '%{http_code}\n' http://records.moving:8080/fhir/Patient/1; $busybox sleep 0.05; done" >asked.txt 2>&1 &
+asked_pid=$!
+see='"phiward.dev/mode": permissive, "phiward.dev/unknown": passthrough'
+check "each gets its sidecar" annotate "$see" records web billing
+namespace=other app_of stranger "$busybox" touch /dev/shm/enough
+wait $asked_pid
+check "who had none was asking all that time" [ "$(wc -l <asked.txt)" -ge 50 ]
+check "and was answered each time" equal "$(sort asked.txt | uniq -c | awk '{print $2}')" 200
+check "so is who has one and names nobody" eval "from web records | matches Testperson"
+check "neither is known yet" eval "! known_as web"
+address=$(kubectl -n moving get service records -o jsonpath='{.spec.clusterIP}')
+in_trail() { at_collector_for unauthenticated '\[records ' && at_collector_for passthrough "GET $address:8080 by spiffe://hospital.local/ns/moving/sa/web"; }
+until_true "both are in the trail" in_trail
+check "the trail tells of plain text, and where it went" in_trail
+
+say "encrypt"
+check "callers name the service" annotate "${calls//clinic/moving}" web billing
+check "and are known by it" known_as web
+check "who the policy would refuse is not, yet" known_as billing
+in_trail() { at_collector_for shadow_mode moving/sa/billing; }
+until_true "what it would refuse is in the trail" in_trail
+check "what it would refuse is in the trail" in_trail
+
+say "be strict"
+check "a listener that is strict" annotate '"phiward.dev/mode": null' records web billing
+check "takes those who are known" known_as web
+check "and nobody else" eval "! from stranger records | matches Testperson"
+
+say "know every destination"
+check "what is not named is reached" eval "from web lab | matches Testperson"
+check "it is refused from now on" annotate '"phiward.dev/unknown": null' records web billing
+check "by the caller's sidecar" eval "from web lab | matches 404"
+check "what is named goes on" known_as web
+
+say "enforce"
+sed -i 's/mode: shadow/mode: enforce/' moving.yaml
+kubectl -n moving create configmap phiward-policy --from-file=policy.yaml=moving.yaml -o yaml --dry-run=client | kubectl replace -f - >>commands.log
+refused() { from billing records | matches 403; }
+until_true "the policy that enforces is there" refused
+check "who may not is refused" refused
+check "who may is not" known_as web
 
 say "== what a pod may be"
 # Of pods that are not meant to run: what the API server makes of them. ANNOTATIONS [MORE-OF-THE-SPEC]
