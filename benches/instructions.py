@@ -46,7 +46,7 @@ TOLERANCE = 0.03
 REQUESTS = (100, 1100)
 # Seconds between two requests: longer than anything waits to go in company with the next, so that each request goes the same way
 # on a fast machine and on a slow one.
-PAUSE = 0.01
+PAUSE = 0.02
 # Units of work in the two runs, where the usual numbers would take too long.
 UNITS = {"audit_64_requests": (20, 120), "policy_load_10000_rules": (1, 3)}
 BODY = b'{"resourceType":"Patient","id":"1","name":[{"family":"Testperson","given":["Ada"]}],"birthDate":"1950-12-10","active":true,"note":"150 bytes of JSON."}'

@@ -195,8 +195,14 @@ async fn a_relay_brings_what_others_have_written() {
     let lines = trail(&records, 5);
     let running = Running::start(&collector, &format!("relays: [\"{RELAY}\"]\n")).await;
     assert_eq!(running.post(&relay, &lines[..4]).await, counts(4, 0, 0));
-    assert_eq!(running.post(&records, &lines).await, counts(8, 4, 0));
     let mixed = rehashed(&lines[5].replace(RECORDS, WEB));
+    let between = [lines[4].clone(), mixed.clone(), lines[5].clone()];
+    assert_eq!(
+        running.post(&relay, &between).await,
+        counts(2, 0, 1),
+        "each record is looked at, not the first alone"
+    );
+    assert_eq!(running.post(&records, &lines).await, counts(6, 6, 0));
     assert_eq!(running.post(&relay, &[mixed]).await, counts(0, 0, 1));
     assert!(running.evidence()[0]["why"].as_str().unwrap().contains("belongs to another"));
     running.end().await;
