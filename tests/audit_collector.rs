@@ -160,3 +160,18 @@ fn lines_that_are_no_records_are_kept_and_limits_hold() {
         assert_eq!(post(addr, lines.concat().as_bytes()), counts(2, 2, 0));
     });
 }
+
+/// If this fails, a collector that was killed while it kept evidence spoils the next record that it keeps.
+#[test]
+fn the_beginning_of_a_line_of_evidence_costs_no_other() {
+    let store = tempfile::tempdir().unwrap();
+    let file = store.path().join("evidence/evidence.jsonl");
+    with_collector(store.path(), |addr| assert_eq!(post(addr, b"first\n"), counts(0, 0, 1)));
+    let mut kept = std::fs::read(&file).unwrap();
+    kept.extend_from_within(..kept.len() / 2);
+    std::fs::write(&file, kept).unwrap();
+    with_collector(store.path(), |addr| assert_eq!(post(addr, b"second\n"), counts(0, 0, 1)));
+    let content = std::fs::read_to_string(&file).unwrap();
+    let kept: Vec<Value> = content.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(kept.iter().map(|kept| &kept["line"]).collect::<Vec<_>>(), ["first", "second"]);
+}

@@ -10,14 +10,14 @@
 //!   write): kept as evidence and acknowledged. To refuse it would make the sender set aside a whole batch, or send it for
 //!   ever.
 
+mod evidence_file;
 mod tombs;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::File;
+use std::io;
 use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -28,16 +28,12 @@ use super::plan::{Append, Place, Plan, Tip, key_in};
 use super::room::has_room;
 use super::sender::{Sender, writer_of};
 use crate::audit::trail::{
-    self, Cipher, Disk, EVIDENCE, Epoch, Hash, Lines, MAX_LINE, ReceiptKey, Record, SegmentFile, VerifierKey,
-    lines_of,
+    self, Cipher, Disk, Epoch, Hash, Lines, MAX_LINE, ReceiptKey, Record, SegmentFile, VerifierKey, lines_of,
 };
 use crate::audit::{AuditError, SpoolKey};
 
 use tombs::Tombs;
 
-/// The most bytes of evidence that are kept; beyond it the collector takes nothing more until somebody has looked.
-const MAX_EVIDENCE_BYTES: u64 = 64 * 1024 * 1024;
-const EVIDENCE_FILE: &str = "evidence.jsonl";
 /// How many epochs are remembered; a forgotten one is read from disk when it is needed again.
 const MAX_REMEMBERED: usize = 4096;
 
@@ -364,46 +360,6 @@ impl Store {
         });
         self.failed |= synced.is_err();
         synced
-    }
-
-    fn keep_evidence(&mut self, evidence: &Evidence<'_>) -> Result<(), StoreError> {
-        let more = evidence.lines().len() as u64;
-        if self.evidence_bytes + more > MAX_EVIDENCE_BYTES {
-            // Somebody may have moved it away meanwhile.
-            self.measure_evidence().map_err(at(&self.dir))?;
-        }
-        if self.evidence_bytes + more > MAX_EVIDENCE_BYTES {
-            return Err(StoreError::EvidenceFull { path: self.dir.join(EVIDENCE) });
-        }
-        self.write_evidence(evidence.lines()).map_err(at(&self.dir))?;
-        self.evidence_bytes += more;
-        self.metrics.evidence_bytes.set(i64::try_from(self.evidence_bytes).unwrap_or(i64::MAX));
-        evidence.alert(&self.metrics);
-        Ok(())
-    }
-
-    fn write_evidence(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let dir = self.dir.join(EVIDENCE);
-        std::fs::create_dir_all(&dir)?;
-        let mut file =
-            OpenOptions::new().append(true).create(true).mode(0o640).open(dir.join(EVIDENCE_FILE))?;
-        file.write_all(&stored(&mut self.cipher, bytes)?)?;
-        let synced = self.disk.sync(&file).and_then(|()| {
-            self.disk.sync(&trail::open_dir(&dir)?)?;
-            self.disk.sync(&trail::open_dir(&self.dir)?) // it may just have been made
-        });
-        self.failed |= synced.is_err();
-        synced
-    }
-
-    fn measure_evidence(&mut self) -> io::Result<()> {
-        self.evidence_bytes = match std::fs::metadata(self.dir.join(EVIDENCE).join(EVIDENCE_FILE)) {
-            Ok(meta) => meta.len(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-            Err(error) => return Err(error),
-        };
-        self.metrics.evidence_bytes.set(i64::try_from(self.evidence_bytes).unwrap_or(i64::MAX));
-        Ok(())
     }
 
     /// Repairs the newest segment of each epoch whose last line is not whole, so that a tool that reads the store after a

@@ -158,8 +158,11 @@ impl Store {
             }
         }
         let evidence = opened(&dir.join("evidence/evidence.jsonl")).unwrap_or_default();
-        let evidence = evidence.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
-        Ok(Self { chained, evidence })
+        let evidence = evidence.iter().map(|line| {
+            serde_json::from_str(line)
+                .map_err(|error| format!("a line of the evidence is none: {error}: {line}"))
+        });
+        Ok(Self { chained, evidence: evidence.collect::<Result<_, _>>()? })
     }
 
     /// Every record, also those that came too late for their place.
