@@ -102,7 +102,8 @@ pub(crate) fn bytes(max_bytes: u64) -> u64 {
     HALVES_AT + 2 * half_bytes(max_bytes)
 }
 
-fn half_bytes(max_bytes: u64) -> u64 {
+/// The size of each half of one.
+pub(crate) fn half_bytes(max_bytes: u64) -> u64 {
     (max_bytes / 64).clamp(MIN_HALF_BYTES, HALF_BYTES)
 }
 

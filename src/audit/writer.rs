@@ -23,7 +23,7 @@ use super::seal::Sealer;
 use super::segment::{self, SegmentFile};
 use super::spool::{Health, PLACE_BYTES, Segment, Shared, WorkerLink, footprint};
 
-/// The most that is gathered before a write; a burst beyond it takes another.
+/// The most that is gathered before a write, or a segment where that is smaller; a burst beyond it takes another.
 const MAX_WRITE: usize = 1024 * 1024;
 /// How long to wait before a refused write is tried again.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
@@ -114,6 +114,7 @@ impl Writer {
     /// # Errors
     /// What kept the last events from being written.
     pub(crate) fn run(mut self) -> Result<(), String> {
+        let most = MAX_WRITE.min(self.shared.segment_bytes() as usize);
         let ending = loop {
             if let Some(ending) = self.ending.take() {
                 break ending;
@@ -121,7 +122,7 @@ impl Writer {
             if let Some(message) = self.next_message() {
                 self.take(message);
             }
-            while self.out.len() < MAX_WRITE && self.ending.is_none() {
+            while self.out.len() < most && self.ending.is_none() {
                 let Ok(message) = self.inbox.try_recv() else { break };
                 self.take(message);
             }
