@@ -243,21 +243,22 @@ struct Terms {
 impl Terms {
     /// Adds every term of an event by which it can be asked for.
     fn of(&mut self, event: &Event<'_>) {
-        for (at, field) in Field::ALL.into_iter().enumerate() {
-            self.add(at, field.pointer(), event.text(field));
-        }
-        self.add(Field::ALL.len(), IDENTITY, event.subject.spiffe_id);
+        self.texts(|field| event.text(field), event.subject.spiffe_id);
         self.found.extend(event.http.params.iter().map(|(name, value)| param(name, value)));
     }
 
     fn of_any(&mut self, event: &Value) {
         let text = |pointer| event.pointer(pointer).and_then(Value::as_str);
-        for (at, field) in Field::ALL.into_iter().enumerate() {
-            self.add(at, field.pointer(), text(field.pointer()));
-        }
-        self.add(Field::ALL.len(), IDENTITY, text(IDENTITY));
+        self.texts(|field| text(field.pointer()), text(IDENTITY));
         let params = event.pointer("/http/params").and_then(Value::as_object).into_iter().flatten();
         self.found.extend(params.map(|(name, value)| param(name, value.as_str().unwrap_or_default())));
+    }
+
+    fn texts<'e>(&mut self, text: impl Fn(Field) -> Option<&'e str>, identity: Option<&str>) {
+        for (at, field) in Field::ALL.into_iter().enumerate() {
+            self.add(at, field.pointer(), text(field));
+        }
+        self.add(Field::ALL.len(), IDENTITY, identity);
     }
 
     fn add(&mut self, at: usize, member: &str, text: Option<&str>) {

@@ -83,6 +83,7 @@ pub(super) struct Append {
 
 /// An epoch as it will be when the batch is in the store.
 struct Chapter<'b> {
+    epoch: Epoch,
     tip: Tip,
     /// The batch's own records, in order: their numbers and hashes.
     added: Vec<(u64, &'b [u8])>,
@@ -94,10 +95,8 @@ struct Chapter<'b> {
 
 /// Where a record belongs.
 pub(super) enum Place {
-    /// It is the next of its chain.
+    /// It is the next of its chain, or one after a hole.
     Next,
-    /// It is a later one.
-    AfterHole,
     /// There is, or was, a record with its number.
     Earlier,
     /// It has the next number and is not chained to the last record.
@@ -131,7 +130,8 @@ impl<'b> Plan<'b> {
 
     /// Goes on with an epoch that is stored as far as `tip`.
     pub(super) fn go_on(&mut self, epoch: Epoch, tip: Tip) {
-        self.chapters.insert(epoch, Chapter { tip, added: Vec::new(), open: None, admitted: "" });
+        let chapter = Chapter { epoch: epoch.clone(), tip, added: Vec::new(), open: None, admitted: "" };
+        self.chapters.insert(epoch, chapter);
     }
 
     /// The place of a record whose hash is right, in an epoch that is known.
@@ -148,9 +148,8 @@ impl<'b> Plan<'b> {
         }
         Some(match record.seq.cmp(&tip.next_seq) {
             Ordering::Less => Place::Earlier,
-            Ordering::Greater => Place::AfterHole,
-            Ordering::Equal if record.prev == tip.hash => Place::Next,
-            Ordering::Equal => Place::Astray,
+            Ordering::Equal if record.prev != tip.hash => Place::Astray,
+            Ordering::Equal | Ordering::Greater => Place::Next,
         })
     }
 
@@ -167,14 +166,12 @@ impl<'b> Plan<'b> {
 
     /// Adds a record to its chain; `line` is where it is in the batch, with its line end, and `leaf` its hash.
     pub(super) fn append(&mut self, record: &Record<'b>, leaf: Hash, line: Range<usize>) {
-        // Record::parse has checked the epoch's shape, and the caller has asked for a place.
-        let Some(epoch) = Epoch::parse(record.epoch) else { return };
-        let Some(chapter) = self.chapters.get_mut(&epoch) else { return };
-        let tip = &mut chapter.tip;
+        let Some(chapter) = self.chapters.get_mut(record.epoch) else { return }; // the caller has asked for its place
+        let (epoch, tip) = (&chapter.epoch, &mut chapter.tip);
         let after_hole = record.seq > tip.next_seq;
         if after_hole {
             let why = format!("records {} to {} are missing", tip.next_seq, record.seq - 1);
-            self.evidence.note(Kind::Gap, &why, &epoch);
+            self.evidence.note(Kind::Gap, &why, epoch);
             tip.tree = None;
         }
         let stored = if self.encrypts { line_bytes(line.len() - 1) } else { line.len() } as u64;
@@ -193,7 +190,7 @@ impl<'b> Plan<'b> {
         }
         match record.kind {
             "audit.open" => tip.key = key_in(record.line()),
-            "audit.checkpoint" => checkpoint(&mut self.evidence, &mut self.checkpoints, &epoch, record, tip),
+            "audit.checkpoint" => checkpoint(&mut self.evidence, &mut self.checkpoints, epoch, record, tip),
             _ => {}
         }
         if let Some(tree) = &mut tip.tree {

@@ -248,7 +248,7 @@ impl Store {
         // Record::parse has checked the epoch's shape, so it is known now.
         let Some(place) = plan.place_of(record, sender) else { return Ok(()) };
         let (kind, why) = match place {
-            Place::Next | Place::AfterHole => {
+            Place::Next => {
                 plan.append(record, leaf, line);
                 return Ok(());
             }
