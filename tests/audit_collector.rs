@@ -37,17 +37,20 @@ fn with_collector(store: &Path, test: impl FnOnce(SocketAddr)) {
 }
 
 fn send(addr: SocketAddr, head: &str, body: &[u8]) -> (u16, Value) {
+    let (status, answer) = exchange(addr, &format!("{head} HTTP/1.1"), body);
+    (status, serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap())
+}
+
+/// The status, and the whole answer.
+fn exchange(addr: SocketAddr, head: &str, body: &[u8]) -> (u16, String) {
     let mut stream = TcpStream::connect(addr).unwrap();
-    let head =
-        format!("{head} HTTP/1.1\r\nhost: c\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head = format!("{head}\r\nhost: c\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
     stream.write_all(head.as_bytes()).unwrap();
     let _ = stream.write_all(body); // a refusal may come before the end of the body
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
     let answer = String::from_utf8(answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (status, serde_json::from_str(body).unwrap())
+    (answer.split(' ').nth(1).unwrap().parse().unwrap(), answer)
 }
 
 fn post(addr: SocketAddr, body: &[u8]) -> (u16, Value) {
@@ -159,6 +162,40 @@ fn lines_that_are_no_records_are_kept_and_limits_hold() {
         assert_eq!(post(addr, &vec![b'\n'; 8 * 1024 * 1024 + 1]).0, 413);
         assert_eq!(post(addr, lines.concat().as_bytes()), counts(2, 2, 0));
     });
+}
+
+/// If this fails, a coded batch is stored otherwise than a plain one, or what cannot be decoded is taken for records.
+#[test]
+fn a_batch_may_be_coded_and_is_stored_as_it_was() {
+    let store = tempfile::tempdir().unwrap();
+    let lines = trail(10);
+    let (whole, begin) = (lines.concat(), lines[..4].concat());
+    let zstd = |text: &str| zstd::bulk::compress(text.as_bytes(), 1).unwrap();
+    with_collector(store.path(), |addr| {
+        let coded = |coding: &str, body: &[u8]| {
+            exchange(addr, &format!("POST /v1/events HTTP/1.1\r\ncontent-encoding: {coding}"), body)
+        };
+        let (status, answer) = coded("zstd", &zstd(&begin));
+        assert!(status == 200 && answer.contains(r#""stored":4"#), "{answer}");
+        assert!(answer.contains("\r\naccept-encoding: zstd\r\n"), "{answer}");
+        // Two frames, as somebody makes them who appends; and a name in capitals.
+        let frames = [zstd(&whole[..begin.len()]), zstd(&whole[begin.len()..])].concat();
+        let (status, answer) = coded("ZSTD", &frames);
+        assert!(status == 200 && answer.contains(r#""duplicates":4,"evidence":0"#), "{answer}");
+        assert_eq!(coded("identity", whole.as_bytes()).0, 200);
+        for (coding, body, refused) in [
+            ("gzip", zstd(&whole), 415),
+            ("zstd, zstd", zstd(&whole), 415),
+            ("zstd", whole.clone().into_bytes(), 400),
+            ("zstd", zstd(&whole)[..whole.len() / 50].to_vec(), 400),
+            ("zstd", zstd(&"x\n".repeat(5 << 20)), 413),
+            ("zstd", Vec::new(), 200),
+        ] {
+            assert_eq!(coded(coding, &body).0, refused, "{coding}, {} bytes", body.len());
+        }
+    });
+    let report = verify(store.path()).unwrap();
+    assert_eq!((report.findings.len(), report.events), (0, lines.len() as u64));
 }
 
 /// If this fails, a collector that was killed while it kept evidence spoils the next record that it keeps.

@@ -146,6 +146,32 @@ fn errors_resets_and_silence_are_waited_out_in_every_form() {
     }
 }
 
+/// If this fails, delivery costs ten times the network that it has to, an event is not what it was, or a receiver gets a body
+/// that it cannot read: coded before it has said so on this connection, or after it has refused one.
+#[test]
+fn who_takes_zstd_gets_it_from_the_second_batch_on() {
+    for form in FORMS {
+        worker(async {
+            let spool = tempfile::tempdir().unwrap();
+            // Plain, coded, and cut: the next connection can end anywhere. The fifth is coded again and refused.
+            let faults = vec![Fault::Well, Fault::HalfAnswer, Fault::Well, Fault::Status(415)];
+            let receiver = Receiver::start(form, faults).await.announcing();
+            let sink = sink_of("sink", kind(form));
+            let status = deliver(spool.path(), 4000, &sink, &receiver, PATIENCE).await;
+            assert_eq!(
+                (status.backlog_bytes, status.quarantined_events, status.retries),
+                (0, 0, 2),
+                "{form:?}"
+            );
+            assert_eq!(once(receiver.stored()), lines(spool.path()), "{form:?}");
+            let batches = receiver.seen().into_iter().filter(|seen| !seen.path.ends_with("/ack"));
+            let coded: Vec<_> = batches.map(|seen| seen.headers.contains_key("content-encoding")).collect();
+            assert_eq!(coded[..4], [false, true, false, true], "{form:?}");
+            assert!(coded.len() > 5 && !coded[4..].contains(&true), "{form:?} {coded:?}");
+        });
+    }
+}
+
 /// If this fails, a receiver with a limit blocks the trail for ever, or events that would fit are set aside.
 #[test]
 fn a_batch_that_is_too_large_is_halved_until_it_fits() {

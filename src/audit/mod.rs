@@ -52,6 +52,7 @@ mod segment;
 mod ship;
 mod show;
 mod sink;
+mod sink_coding;
 mod sink_elasticsearch;
 mod sink_http;
 mod sink_ndjson;

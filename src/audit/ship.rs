@@ -180,6 +180,7 @@ impl Shipper {
         if !holds || tokio::time::timeout(SAVE_EVERY, state.new_data.notified()).await.is_err() {
             self.save().await;
             self.spare = Vec::new();
+            self.sink.rest();
             state.new_data.notified().await;
         }
         tokio::time::sleep(self.timing.linger).await;

@@ -170,6 +170,16 @@ impl Sink {
         }
     }
 
+    /// Gives back memory that is kept for the next batch: none comes for a while.
+    pub(crate) fn rest(&mut self) {
+        match self {
+            Self::Ndjson(sink) => sink.client.rest(),
+            Self::Otlp(sink) => sink.client.rest(),
+            Self::Splunk(sink) => sink.client.rest(),
+            Self::Elasticsearch(sink) => sink.client.rest(),
+        }
+    }
+
     /// What the receiver of the last batch has signed for, of the checkpoints of `epoch`.
     pub(crate) fn receipt_of(&self, epoch: &str) -> Option<String> {
         match self {

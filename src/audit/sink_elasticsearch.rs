@@ -15,7 +15,7 @@ const NDJSON: &str = "application/x-ndjson";
 
 /// A cluster.
 pub(crate) struct Elasticsearch {
-    client: Client,
+    pub(super) client: Client,
     path: String,
 }
 

@@ -1,6 +1,6 @@
 //! The HTTP that sinks speak: one connection to one receiver, one POST at a time.
 //!
-//! Owns the connection, the credentials and the time limit of an exchange. It never tries again by itself: that is the
+//! Owns the connection, the credentials, how the body is coded and the time limit of an exchange. It never tries again by itself: that is the
 //! shipper's. Names are resolved and TLS is configured by others, who hand in the newest of both. Nothing that a receiver
 //! says in words goes into an error: such text can repeat what it was sent.
 
@@ -21,14 +21,16 @@ use tokio_rustls::TlsConnector;
 
 use super::secret::Credentials;
 use super::sink::SinkConfig;
+use super::sink_coding::{self, Coder};
 
 /// The most that is read of an answer: that of a bulk request has a line for each of 2048 events.
 const MAX_ANSWER: usize = 1024 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// What phiward itself says in a request.
-const OWN_HEADERS: [HeaderName; 9] = [
+const OWN_HEADERS: [HeaderName; 10] = [
     header::AUTHORIZATION,
     header::CONNECTION,
+    header::CONTENT_ENCODING,
     header::CONTENT_LENGTH,
     header::CONTENT_TYPE,
     header::HOST,
@@ -76,8 +78,16 @@ pub(crate) struct Client {
     credentials: Option<Credentials>,
     route: Route,
     attempt: Duration,
-    open: Option<SendRequest<Full<Bytes>>>,
+    open: Option<Connection>,
     next_address: usize,
+    /// `None` once the receiver has refused what it had said it takes.
+    coder: Option<Coder>,
+}
+
+struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    /// Whether who is at its other end takes a coded body. The next connection can be with another, so it is asked anew.
+    coded: bool,
 }
 
 /// What a receiver answered.
@@ -114,6 +124,7 @@ impl Client {
             attempt,
             open: None,
             next_address: 0,
+            coder: Some(Coder::default()),
         }
     }
 
@@ -128,7 +139,7 @@ impl Client {
         more: Option<(HeaderName, HeaderValue)>,
         body: Bytes,
     ) -> Result<Reply, String> {
-        let mut request = Request::new(Full::new(body));
+        let mut request = Request::new(body);
         *request.method_mut() = http::Method::POST;
         *request.uri_mut() = format!("{}{path}", self.prefix).parse().map_err(|_| "the path is none")?;
         *request.headers_mut() = self.headers.clone();
@@ -148,15 +159,25 @@ impl Client {
         }
     }
 
-    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Result<Reply, String> {
+    /// Gives back memory that is kept for the next body: none comes for a while.
+    pub(crate) fn rest(&mut self) {
+        if let Some(coder) = &mut self.coder {
+            coder.rest();
+        }
+    }
+
+    async fn exchange(&mut self, request: Request<Bytes>) -> Result<Reply, String> {
         // Taken out while it is used, so that a post that is given up half-way leaves no connection in a strange state.
-        let mut sender = match self.reusable().await {
-            Some(sender) => sender,
+        let mut connection = match self.reusable().await {
+            Some(connection) => connection,
             None => self.connect().await?,
         };
+        let request = if connection.coded { self.coded(request) } else { request };
+        let coded = request.headers().contains_key(header::CONTENT_ENCODING);
         let read = async {
-            let (head, body) =
-                sender.send_request(request).await.map_err(|error| error.to_string())?.into_parts();
+            let answer = connection.sender.send_request(request.map(Full::new)).await;
+            let (head, body) = answer.map_err(|error| error.to_string())?.into_parts();
+            connection.coded = sink_coding::is_taken(&head.headers);
             let retry_after = head.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
             let retry_after = retry_after.and_then(|text| wanted_wait(text, jiff::Timestamp::now()));
             // Read to the end, so that the connection can be used again.
@@ -164,8 +185,13 @@ impl Client {
             Ok(Reply { status: head.status, retry_after, body: body.to_bytes() })
         };
         match read.await {
+            Ok(reply) if coded && reply.status == StatusCode::UNSUPPORTED_MEDIA_TYPE => {
+                // Whatever is between, nothing of the events is wrong: they are sent as they are from now on.
+                self.coder = None;
+                Err(format!("{} takes no zstd, although it said so", self.host))
+            }
             Ok(reply) => {
-                self.open = Some(sender);
+                self.open = Some(connection);
                 Ok(reply)
             }
             Err(error) => {
@@ -176,16 +202,25 @@ impl Client {
         }
     }
 
-    async fn reusable(&mut self) -> Option<SendRequest<Full<Bytes>>> {
+    fn coded(&mut self, mut request: Request<Bytes>) -> Request<Bytes> {
+        if let Some(coded) = self.coder.as_mut().and_then(|coder| coder.encode(request.body())) {
+            *request.body_mut() = coded;
+            let name = HeaderValue::from_static(sink_coding::NAME);
+            request.headers_mut().insert(header::CONTENT_ENCODING, name);
+        }
+        request
+    }
+
+    async fn reusable(&mut self) -> Option<Connection> {
         let rotated = self.route.tls.as_mut().is_some_and(|tls| tls.has_changed().unwrap_or(false));
-        let mut sender = self.open.take().filter(|_| !rotated)?;
-        sender.ready().await.ok()?;
-        Some(sender)
+        let mut connection = self.open.take().filter(|_| !rotated)?;
+        connection.sender.ready().await.ok()?;
+        Some(connection)
     }
 
     /// Connects, to another address after each failure and to the same one after none: an acknowledgement that is asked
     /// for later is known where the events went.
-    async fn connect(&mut self) -> Result<SendRequest<Full<Bytes>>, String> {
+    async fn connect(&mut self) -> Result<Connection, String> {
         let connected = match tokio::time::timeout(CONNECT_TIMEOUT, self.try_to_connect()).await {
             Ok(connected) => connected,
             Err(_) => Err(format!("connecting to {} took too long", self.host)),
@@ -196,7 +231,7 @@ impl Client {
         connected
     }
 
-    async fn try_to_connect(&mut self) -> Result<SendRequest<Full<Bytes>>, String> {
+    async fn try_to_connect(&mut self) -> Result<Connection, String> {
         let addresses = self.route.resolved.borrow().clone();
         let host = &self.host;
         if addresses.is_empty() {
@@ -223,7 +258,7 @@ impl Client {
     }
 }
 
-async fn http1<S>(stream: S) -> Result<SendRequest<Full<Bytes>>, hyper::Error>
+async fn http1<S>(stream: S) -> Result<Connection, hyper::Error>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -232,7 +267,7 @@ where
         // An error ends the request that is on the connection too, which is where it is told.
         let _ = connection.await;
     });
-    Ok(sender)
+    Ok(Connection { sender, coded: false })
 }
 
 /// `Retry-After` in either form (RFC 9110 section 10.2.3).
@@ -267,6 +302,7 @@ mod tests {
         for (name, value) in [
             ("Authorization", "x"),
             ("transfer-encoding", "chunked"),
+            ("content-encoding", "zstd"),
             ("a b", "x"),
             ("a", "x\r\ny: z"),
             ("X-Phiward-Batch", "1"),

@@ -15,7 +15,7 @@ const BATCH: HeaderName = HeaderName::from_static("x-phiward-batch");
 
 /// A receiver of newline-delimited JSON.
 pub(crate) struct Ndjson {
-    client: Client,
+    pub(super) client: Client,
     path: &'static str,
     /// Of the last answer; only a phiward collector gives some.
     receipts: Vec<String>,

@@ -24,7 +24,7 @@ const PROTOBUF: &str = "application/x-protobuf";
 
 /// A receiver of OTLP.
 pub(crate) struct Otlp {
-    client: Client,
+    pub(super) client: Client,
 }
 
 impl Otlp {

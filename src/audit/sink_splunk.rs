@@ -26,7 +26,7 @@ const ASK_EVERY: Duration = Duration::from_secs(5);
 
 /// A HTTP Event Collector.
 pub(crate) struct Splunk {
-    client: Client,
+    pub(super) client: Client,
     options: HecOptions,
     channel: HeaderValue,
     metadata: String,

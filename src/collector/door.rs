@@ -1,24 +1,24 @@
 //! What is said to senders: `POST /v1/events` and `GET /healthz`, over HTTP/1.1 and HTTP/2.
 //!
-//! Owns connections, time-outs and how much may be in memory: bytes of batches are counted as they arrive, and what finds no
-//! room is told to come again, because its sender has it on disk. Refuses to know what a record is.
+//! Owns connections, time-outs and answers: what finds no room is told to come again, because its sender has it on disk.
+//! Refuses to know what a record is.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
-use http_body::Body;
-use http_body_util::{BodyExt, Full};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
+use super::body::{Coding, Room, Unread};
 use super::evidence::Kind;
 use super::metrics::{CollectorMetrics, Refusing};
 use super::sender::Sender;
@@ -26,10 +26,6 @@ use super::store::{Store, StoreError};
 use crate::identity::SpiffeId;
 use crate::tls::{peer_cert, time_left};
 
-/// The largest body of a request: 8 MiB.
-const MAX_BODY: usize = 8 * 1024 * 1024;
-/// The most bytes of batches in memory, all senders together, in KiB: 64 MiB.
-const ROOM_KIB: usize = 64 * 1024;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a request's head, and then its body, may take to arrive; a sender's idle connection ends after this too.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
@@ -46,7 +42,7 @@ pub(super) struct Door {
     store: Arc<Mutex<Store>>,
     metrics: CollectorMetrics,
     relays: Arc<[SpiffeId]>,
-    room: Arc<Semaphore>,
+    room: Room,
 }
 
 /// Counts a connection for as long as it is held.
@@ -65,22 +61,9 @@ impl Drop for Connected {
     }
 }
 
-/// A batch in memory, and its part of the room.
-struct Batch {
-    bytes: Vec<u8>,
-    _room: Option<OwnedSemaphorePermit>,
-}
-
-/// Why a body was not read to its end.
-enum Unread {
-    TooLarge,
-    Cut,
-    Busy,
-}
-
 impl Door {
     pub(super) fn new(store: Arc<Mutex<Store>>, metrics: CollectorMetrics, relays: Vec<SpiffeId>) -> Self {
-        Self { store, metrics, relays: relays.into(), room: Arc::new(Semaphore::new(ROOM_KIB)) }
+        Self { store, metrics, relays: relays.into(), room: Room::new() }
     }
 
     pub(super) fn metrics(&self) -> &CollectorMetrics {
@@ -175,34 +158,42 @@ impl Door {
     }
 
     async fn take(&self, request: Request<Incoming>, sender: &Sender) -> Answer {
-        let read = read(request.into_body(), &self.room);
-        let batch = match tokio::time::timeout(READ_TIMEOUT, read).await {
+        let coding = match Coding::of(request.headers()) {
+            Ok(coding) => coding,
+            Err(why) => return self.unread(why),
+        };
+        let batch = match tokio::time::timeout(READ_TIMEOUT, self.room.read(request.into_body())).await {
             Ok(Ok(batch)) => batch,
-            Ok(Err(Unread::TooLarge)) => {
-                return refuse(StatusCode::PAYLOAD_TOO_LARGE, "a batch has at most 8 MiB");
-            }
-            Ok(Err(Unread::Cut)) => return refuse(StatusCode::BAD_REQUEST, "the body ended early"),
-            Ok(Err(Unread::Busy)) => {
-                self.metrics.refused(Refusing::Busy);
-                return later();
-            }
+            Ok(Err(why)) => return self.unread(why),
             Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, "the body took too long"),
         };
         // The store reads, hashes and syncs; that must not keep other connections from being served. The batch goes along
         // with its room, which is free again when the store is done with it, whatever becomes of this connection.
-        let (store, sender) = (self.store.clone(), sender.clone());
+        let (store, room, sender) = (self.store.clone(), self.room.clone(), sender.clone());
         let taken = tokio::task::spawn_blocking(move || {
-            locked(&store).take(&batch.bytes, &sender, jiff::Timestamp::now())
+            let batch = room.decode(batch, coding)?;
+            Ok(locked(&store).take(batch.bytes(), &sender, jiff::Timestamp::now()))
         });
         match taken.await {
-            Ok(Ok(taken)) => json(StatusCode::OK, serde_json::json!(taken)),
-            Ok(Err(error @ StoreError::Line(_))) => refuse(StatusCode::BAD_REQUEST, &error.to_string()),
-            Ok(Err(error)) => {
+            Ok(Ok(Ok(taken))) => json(StatusCode::OK, serde_json::json!(taken)),
+            Ok(Ok(Err(error @ StoreError::Line(_)))) => refuse(StatusCode::BAD_REQUEST, &error.to_string()),
+            Ok(Err(why)) => self.unread(why),
+            Ok(Ok(Err(error))) => {
                 tracing::error!(%error, "the collector cannot store events");
                 later()
             }
             Err(error) => {
                 tracing::error!(%error, "the collector failed at a batch");
+                later()
+            }
+        }
+    }
+
+    fn unread(&self, why: Unread) -> Answer {
+        match why.refusal() {
+            Some((status, why)) => refuse(status, why),
+            None => {
+                self.metrics.refused(Refusing::Busy);
                 later()
             }
         }
@@ -227,34 +218,6 @@ impl Door {
     }
 }
 
-/// Reads a body, taking room for each part as it comes: what a sender only announces takes none.
-async fn read<B>(mut body: B, room: &Arc<Semaphore>) -> Result<Batch, Unread>
-where
-    B: Body<Data = Bytes> + Unpin,
-{
-    if body.size_hint().lower() > MAX_BODY as u64 {
-        return Err(Unread::TooLarge);
-    }
-    let mut batch = Batch { bytes: Vec::new(), _room: None };
-    let mut taken = 0;
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|_| Unread::Cut)?.into_data() else { continue };
-        let len = batch.bytes.len() + data.len();
-        if len > MAX_BODY {
-            return Err(Unread::TooLarge);
-        }
-        let more = len.div_ceil(1024) - taken;
-        let permit = room.clone().try_acquire_many_owned(more as u32).map_err(|_| Unread::Busy)?; // at most 8 Ki
-        taken += more;
-        match &mut batch._room {
-            Some(room) => room.merge(permit),
-            None => batch._room = Some(permit),
-        }
-        batch.bytes.extend_from_slice(&data);
-    }
-    Ok(batch)
-}
-
 fn log(outcome: Result<(), hyper::Error>) {
     if let Err(error) = outcome {
         tracing::debug!(%error, "a sender's connection ended early");
@@ -270,7 +233,7 @@ pub(super) fn locked(store: &Mutex<Store>) -> std::sync::MutexGuard<'_, Store> {
 
 fn later() -> Answer {
     let mut answer = refuse(StatusCode::SERVICE_UNAVAILABLE, "events cannot be stored now: send them again");
-    answer.headers_mut().insert(header::RETRY_AFTER, http::HeaderValue::from_static("1"));
+    answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     answer
 }
 
@@ -281,25 +244,8 @@ fn refuse(status: StatusCode, why: &str) -> Answer {
 fn json(status: StatusCode, body: serde_json::Value) -> Answer {
     let mut answer = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
     *answer.status_mut() = status;
-    answer.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    // What the next request's body may be coded by (RFC 9110 section 12.5.3).
+    answer.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("zstd"));
     answer
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// If this fails, hundreds of senders at once take memory without bound, or a batch that was refused keeps its room.
-    #[tokio::test]
-    async fn what_finds_no_room_is_refused_and_gives_its_part_back() {
-        let room = Arc::new(Semaphore::new(8));
-        let body = |kib: usize| Full::new(Bytes::from(vec![b'x'; kib * 1024]));
-        let first = read(body(5), &room).await.ok().unwrap();
-        assert!(matches!(read(body(4), &room).await, Err(Unread::Busy)));
-        assert_eq!(room.available_permits(), 3);
-        let second = read(body(3), &room).await.ok().unwrap();
-        drop((first, second));
-        assert_eq!(room.available_permits(), 8);
-        assert!(matches!(read(body(8 * 1024 + 1), &room).await, Err(Unread::TooLarge)));
-    }
 }

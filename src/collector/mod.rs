@@ -4,6 +4,7 @@
 //! `store`'s. Who may send is decided by the TLS configuration that is handed in: its verifier admits SPIFFE identities alone.
 
 mod admin;
+mod body;
 mod door;
 mod evidence;
 mod metrics;

@@ -66,6 +66,8 @@ struct State {
     faults: VecDeque<Fault>,
     /// Bodies above this are answered 413.
     max_bytes: Option<usize>,
+    /// Whether it says that it takes bodies coded by zstd.
+    announces: bool,
     stored: Vec<String>,
     ids: std::collections::BTreeSet<String>,
     seen: Vec<Seen>,
@@ -108,6 +110,12 @@ impl Receiver {
         self
     }
 
+    /// Answers from now on that it takes bodies coded by zstd.
+    pub fn announcing(self) -> Self {
+        self.state.lock().unwrap().announces = true;
+        self
+    }
+
     /// The lines it has stored, in the order in which they came.
     pub fn stored(&self) -> Vec<String> {
         self.state.lock().unwrap().stored.clone()
@@ -125,23 +133,40 @@ impl Receiver {
         // Kept beside hyper, which has no word for an answer that ends in the middle.
         let raw = Arc::new(stream.into_std().unwrap());
         let io = TcpStream::from_std(raw.try_clone().unwrap()).unwrap();
-        let service = service_fn(move |request| self.clone().answer(request, raw.clone()));
+        let service = service_fn(move |request| {
+            let (receiver, raw) = (self.clone(), raw.clone());
+            async move {
+                let mut answer = receiver.answer(request, raw).await?;
+                if receiver.state.lock().unwrap().announces {
+                    let codings = http::HeaderValue::from_static("gzip;q=0.5, zstd");
+                    answer.headers_mut().insert("accept-encoding", codings);
+                }
+                io::Result::Ok(answer)
+            }
+        });
         let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(io), service).await;
     }
 
     async fn answer(
-        self,
+        &self,
         request: Request<Incoming>,
         raw: Arc<std::net::TcpStream>,
     ) -> Result<Response<Full<Bytes>>, io::Error> {
         let path = request.uri().to_string();
         let text = |value: &http::HeaderValue| value.to_str().unwrap_or_default().to_owned();
-        let headers = request.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+        let headers: BTreeMap<_, _> =
+            request.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect();
+        let request_coding = headers.get("content-encoding").cloned();
         let body = request.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
         self.state.lock().unwrap().seen.push(Seen { path: path.clone(), headers, body: body.clone() });
         if path.starts_with("/services/collector/ack") {
             return Ok(self.acknowledge(&body));
         }
+        let body = match request_coding.as_deref() {
+            None => body,
+            Some("zstd") => zstd::stream::decode_all(&*body)?.into(),
+            Some(other) => panic!("{other}"),
+        };
         let fault = {
             let mut state = self.state.lock().unwrap();
             match state.max_bytes {
