@@ -27,6 +27,7 @@
 
 pub mod admin;
 pub mod audit;
+mod background;
 pub mod cli;
 pub mod collector;
 pub mod config;

@@ -31,6 +31,7 @@ pub use retention::Retention;
 pub use store::{Counts, StoreError};
 
 use crate::audit::{self, SpoolKey};
+use crate::background;
 use crate::identity::SpiffeId;
 use door::Door;
 use store::Store;
@@ -151,6 +152,7 @@ impl Collector {
 /// time takes as long as reading the store, and what is not done is done the next time.
 fn keep_indexed(store: Weak<Mutex<Store>>, dir: PathBuf) {
     let work = move || {
+        background::stand_back();
         let mut told = false;
         while store.strong_count() > 0 {
             let done = AtomicU64::new(0);

@@ -1,15 +1,18 @@
-//! Delivery of the audit trail: one task a sink, from the start of a sidecar to the flush at its end.
+//! Delivery of the audit trail, from the start of a sidecar to the flush at its end: one task a sink, on a thread of their own. Coding and
+//! encrypting a batch takes a millisecond, which must hold up no connection that is accepted meanwhile, and no worker.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ClientConfig;
-use tokio::sync::watch;
+use tokio::runtime::Builder;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::StartError;
 use crate::audit::{Audit, ShipTiming, Shipper};
+use crate::background;
 use crate::config::{Endpoint, SinkConfig, SinkTrust};
 use crate::identity::SpiffeId;
 use crate::resolve::Resolution;
@@ -20,7 +23,8 @@ const CA_LOOK: Duration = Duration::from_secs(1);
 
 /// The sinks of a sidecar.
 pub(super) struct Shipping {
-    sinks: JoinSet<()>,
+    /// Answers when all sinks have ended; `None` where there are none.
+    ended: Option<oneshot::Receiver<()>>,
     /// Told at the end, with how long the flush may take.
     finish: watch::Sender<Option<Duration>>,
     tls: JoinSet<()>,
@@ -35,7 +39,8 @@ impl Shipping {
         names: &mut Resolution,
     ) -> Result<Self, StartError> {
         let (finish, finishing) = watch::channel(None);
-        let mut shipping = Self { sinks: JoinSet::new(), finish, tls: JoinSet::new() };
+        let mut shipping = Self { ended: None, finish, tls: JoinSet::new() };
+        let mut shippers = Vec::new();
         for SinkConfig { sink, trust } in sinks {
             let endpoint = Endpoint { host: sink.endpoint.host.clone(), port: sink.endpoint.port };
             let addresses = names.watch(&[endpoint])?;
@@ -44,16 +49,20 @@ impl Shipping {
                 SinkTrust::Identities(identities) => Some(shipping.by_identity(identities, tls.clone())),
                 SinkTrust::Roots(ca_file) => Some(shipping.by_name(ca_file.as_ref())?),
             };
-            let shipper = audit.shipper(sink, addresses, client, ShipTiming::default())?;
-            shipping.sinks.spawn(deliver(shipper, finishing.clone()));
+            shippers.push(audit.shipper(sink, addresses, client, ShipTiming::default())?);
+        }
+        if !shippers.is_empty() {
+            shipping.ended = Some(spawn(shippers, finishing).map_err(|error| StartError::Internal(error.to_string()))?);
         }
         Ok(shipping)
     }
 
     /// Delivers what is left for at most `deadline`; the spool keeps the rest for the next process.
-    pub(super) async fn finish(mut self, deadline: Duration) {
+    pub(super) async fn finish(self, deadline: Duration) {
         self.finish.send_replace(Some(deadline));
-        while self.sinks.join_next().await.is_some() {}
+        if let Some(ended) = self.ended {
+            let _ = ended.await; // a thread that failed has ended too
+        }
     }
 
     /// The newest settings toward a workload, made again at each rotation.
@@ -123,6 +132,30 @@ pub(super) fn check(sinks: &[SinkConfig]) -> Result<(), StartError> {
         }
     }
     Ok(())
+}
+
+/// Delivers on a thread of its own until `finishing` tells the end.
+fn spawn(
+    shippers: Vec<Shipper>,
+    finishing: watch::Receiver<Option<Duration>>,
+) -> std::io::Result<oneshot::Receiver<()>> {
+    // Two more are for the spool's files, of which one can be at work for long (what is behind is counted, or set aside).
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(2)
+        .on_thread_start(background::stand_back)
+        .build()?;
+    let (end, ended) = oneshot::channel();
+    std::thread::Builder::new().name("audit-delivery".into()).spawn(move || {
+        background::stand_back();
+        runtime.block_on(async {
+            let mut sinks: JoinSet<()> =
+                shippers.into_iter().map(|shipper| deliver(shipper, finishing.clone())).collect();
+            while sinks.join_next().await.is_some() {}
+        });
+        let _ = end.send(()); // a sidecar that did not start does not wait
+    })?;
+    Ok(ended)
 }
 
 async fn deliver(mut shipper: Shipper, mut finishing: watch::Receiver<Option<Duration>>) {
