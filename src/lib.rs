@@ -13,12 +13,13 @@
 //! - [`policy`]: the RBAC file, compiled and decided. Pure: no I/O, no clock, no HTTP types. [`yaml`]: files with places.
 //! - [`audit`]: typed events, the hash chain, the spool on disk, delivery. [`collector`]: the other end of delivery.
 //! - `proxy`: the data path. `proxy/forward.rs` shows a request from top to bottom.
-//! - [`runtime`]: a sidecar put together, started and ended. `reload`, `resolve`, [`drain`], [`admin`], [`metrics`]: its parts.
+//! - [`runtime`]: a sidecar put together, started and ended. `reload`, `resolve`, [`drain`], [`admin`], [`metrics`],
+//!   `background`: its parts.
 //! - [`kubernetes`]: a sidecar put into a pod, and the pod's traffic led through it.
 //! - [`config`]: the configuration file. [`cli`]: the commands. [`dev`]: a whole mesh on one machine.
 //!
 //! Threads: worker threads carry traffic, each a single-threaded runtime that shares nothing with the others; one thread
-//! writes the audit spool; one control thread does everything else. What changes while running (policy, TLS settings,
+//! writes the audit spool, one syncs it, one delivers; one control thread does everything else. What changes while running (policy, TLS settings,
 //! addresses) reaches a worker through `watch` channels, whose version is one atomic load to look at.
 //!
 //! A request: [`policy::admit`] refuses what is ambiguous; the policy decides by the grants bound to the connection; the

@@ -320,6 +320,7 @@ async fn pass(
 ) -> Result<Answer, std::io::Error> {
     let fault = faults.lock().unwrap().pop_front().unwrap_or(Fault::None);
     let cut = || std::io::Error::other("the connection is cut");
+    let coding = request.headers().get("content-encoding").cloned();
     let body = request.into_body().collect().await.map_err(|_| cut())?.to_bytes();
     if let Fault::Status(status) = fault {
         return Ok(Response::builder()
@@ -334,7 +335,8 @@ async fn pass(
     let stream = tokio::net::TcpStream::connect(collector).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
-    let request = Request::post("/v1/events").header("host", "collector").body(Full::new(body)).unwrap();
+    let mut request = Request::post("/v1/events").header("host", "collector").body(Full::new(body)).unwrap();
+    request.headers_mut().extend(coding.map(|coding| (http::header::CONTENT_ENCODING, coding)));
     let (head, body) = sender.send_request(request).await.unwrap().into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     if fault == Fault::LoseAnswer { Err(cut()) } else { Ok(Response::from_parts(head, Full::new(body))) }

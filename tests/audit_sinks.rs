@@ -153,8 +153,9 @@ fn who_takes_zstd_gets_it_from_the_second_batch_on() {
     for form in FORMS {
         worker(async {
             let spool = tempfile::tempdir().unwrap();
-            // Plain, coded, and cut: the next connection can end anywhere. The fifth is coded again and refused.
-            let faults = vec![Fault::Well, Fault::HalfAnswer, Fault::Well, Fault::Status(415)];
+            // Plain, coded, and cut: the next connection can end anywhere. The fourth is coded again and refused.
+            let refusal = if form == Form::Ndjson { 400 } else { 415 };
+            let faults = vec![Fault::Well, Fault::HalfAnswer, Fault::Well, Fault::Status(refusal)];
             let receiver = Receiver::start(form, faults).await.announcing();
             let sink = sink_of("sink", kind(form));
             let status = deliver(spool.path(), 4000, &sink, &receiver, PATIENCE).await;

@@ -125,6 +125,31 @@ async fn a_receiver_with_a_certificate_for_its_name_gets_the_events() {
     }
 }
 
+/// If this fails, each batch that is delivered takes a core from a worker in the middle of its turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn delivery_stands_back_for_the_threads_that_serve() {
+    let (pki, web) = (Pki::new(), web("localhost"));
+    let (addr, _) = receiver(&web, &rustls::version::TLS13).await;
+    let dir = pki.workload("web", WEB);
+    std::fs::write(dir.join("ca.pem"), &web.ca_pem).unwrap();
+    let side = sidecar(&pki, &dir, "localhost", addr).await;
+    let (delivery, worker) = (niceness("audit-delivery"), niceness("worker-0"));
+    assert!(!delivery.is_empty() && !worker.is_empty());
+    assert!(delivery.iter().min() > worker.iter().max(), "{delivery:?} {worker:?}");
+    side.trail().await;
+}
+
+/// How nice the threads of this name are: field 19 of proc_pid_stat(5).
+fn niceness(name: &str) -> Vec<i32> {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let stats = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("stat")).ok());
+    let of_name = stats.filter_map(|stat| {
+        let (before, after) = stat.rsplit_once(") ")?;
+        before.ends_with(&format!("({name}")).then(|| after.split(' ').nth(16)?.parse().ok())?
+    });
+    of_name.collect()
+}
+
 /// If this fails, whoever can answer at the address gets the audit trail.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_name_or_another_ca_gets_nothing_until_the_file_is_mended() {

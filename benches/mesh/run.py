@@ -79,6 +79,7 @@ def arguments():
     parser.add_argument("--quick", action="store_true", help="one round of one second, few scenarios, 1,000 connections")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=int, help="of load for each figure")
+    parser.add_argument("--restart", action="store_true", help="begin each peer anew for each round of load: where its memory lies moves a figure by some percent")
     parser.add_argument("--measure", type=listed, default=MEASURES)
     parser.add_argument("--scenario", type=listed)
     parser.add_argument("--peers", type=listed)
@@ -148,11 +149,21 @@ def whole(fleet):
 
 
 def measure_load(args, fleet, results):
-    for _ in range(args.rounds):
+    for number in range(args.rounds):
+        if args.restart and number:
+            begin_anew(fleet)
         for name in args.scenario:
             for peer in fleet:
                 if peer.scenarios is None or name in peer.scenarios:
                     results.add(name, peer, load.closed_loop(peer, name, args.seconds))
+
+
+def begin_anew(fleet):
+    for peer in fleet:
+        peer.restart()
+    for peer in fleet:
+        load.wait_until_served(peer)
+        load.closed_loop(peer, "get-150-32", 1)
 
 
 def measure_rate(args, fleet, results):

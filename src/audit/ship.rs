@@ -1,6 +1,6 @@
 //! The shipper: takes events from the spool to one sink, in order, at least once.
 //!
-//! Runs on the control thread and reads the files that the writer wrote, so a slow or dead collector costs the workers
+//! Runs on the thread of delivery and reads the files that the writer wrote, so a slow or dead collector costs the workers
 //! nothing. Owns the cursor, the pace and the quarantine. A batch leaves the front of the queue in two ways only:
 //! acknowledged, or set aside in `quarantine/` with an event that says so.
 
@@ -61,7 +61,7 @@ impl Default for ShipTiming {
     }
 }
 
-/// Delivers to one sink. Run it on the control thread; dropping [`Shipper::run`] at any point loses nothing.
+/// Delivers to one sink. Run it on no thread that requests wait for; dropping [`Shipper::run`] at any point loses nothing.
 pub struct Shipper {
     shared: Arc<Shared>,
     state: Arc<SinkState>,

@@ -214,9 +214,14 @@ pub(crate) fn judge(reply: &Reply) -> Answer {
     match reply.status.as_u16() {
         200..300 => Answer::Acknowledged,
         413 => Answer::TooLarge,
-        400..500 if !passes(reply.status) => Answer::Refused(Refusal::refused(reply.status)),
+        _ if is_refusal(reply.status) => Answer::Refused(Refusal::refused(reply.status)),
         _ => later(reply),
     }
+}
+
+/// Whether a status is of the events, and will be the same for them the next time.
+pub(crate) fn is_refusal(status: StatusCode) -> bool {
+    status.is_client_error() && status != StatusCode::PAYLOAD_TOO_LARGE && !passes(status)
 }
 
 /// Whether a 4xx says something of the moment, the sender or the address, and nothing of the events. A token that has run

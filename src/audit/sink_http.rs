@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 
 use super::secret::Credentials;
-use super::sink::SinkConfig;
+use super::sink::{SinkConfig, is_refusal};
 use super::sink_coding::{self, Coder};
 
 /// The most that is read of an answer: that of a bulk request has a line for each of 2048 events.
@@ -80,7 +80,7 @@ pub(crate) struct Client {
     attempt: Duration,
     open: Option<Connection>,
     next_address: usize,
-    /// `None` once the receiver has refused what it had said it takes.
+    /// `None` once a coded body was refused.
     coder: Option<Coder>,
 }
 
@@ -185,10 +185,11 @@ impl Client {
             Ok(Reply { status: head.status, retry_after, body: body.to_bytes() })
         };
         match read.await {
-            Ok(reply) if coded && reply.status == StatusCode::UNSUPPORTED_MEDIA_TYPE => {
-                // Whatever is between, nothing of the events is wrong: they are sent as they are from now on.
+            // It may be the coding that something on the way does not understand. Nothing is set aside for that: the events are
+            // sent as they are, and what is refused then is refused for what it is.
+            Ok(reply) if coded && is_refusal(reply.status) => {
                 self.coder = None;
-                Err(format!("{} takes no zstd, although it said so", self.host))
+                Err(format!("{} refused a batch that was coded by zstd; it is sent plain", self.host))
             }
             Ok(reply) => {
                 self.open = Some(connection);

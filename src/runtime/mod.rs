@@ -1,8 +1,8 @@
 //! A running sidecar: what it is made of, how it starts, and the order in which it ends.
 //!
-//! The control side (accepting, admin, reloads, names, delivery of events) lives on the caller's tokio runtime; traffic
-//! lives on worker threads that share nothing with it. Several sidecars can run in one process, as `phiward dev` does, so
-//! nothing here is global.
+//! The control side (accepting, admin, reloads, names) lives on the caller's tokio runtime; traffic lives on worker threads
+//! that share nothing with it, and delivery of events on a thread that stands back for both. Several sidecars can run in one
+//! process, as `phiward dev` does, so nothing here is global.
 
 mod collector;
 mod loaded;

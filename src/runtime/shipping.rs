@@ -52,7 +52,8 @@ impl Shipping {
             shippers.push(audit.shipper(sink, addresses, client, ShipTiming::default())?);
         }
         if !shippers.is_empty() {
-            shipping.ended = Some(spawn(shippers, finishing).map_err(|error| StartError::Internal(error.to_string()))?);
+            shipping.ended =
+                Some(spawn(shippers, finishing).map_err(|error| StartError::Internal(error.to_string()))?);
         }
         Ok(shipping)
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -95,26 +95,45 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, shared: Arc<Shared>) {
     let service = service_fn(|request: Request<Incoming>| {
         let shared = shared.clone();
         async move {
-            let batch = request.into_body().collect().await.map_err(|_| "the batch broke off")?.to_bytes();
-            shared.answer(batch).await
+            let coding = request.headers().get(header::CONTENT_ENCODING).cloned();
+            let body = request.into_body().collect().await.map_err(|_| "the batch broke off")?.to_bytes();
+            shared.answer(Batch { body, coding }).await
         }
     });
     // An error of the service is how a connection is reset.
     drop(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
 }
 
+/// A batch as it came.
+struct Batch {
+    body: Bytes,
+    coding: Option<HeaderValue>,
+}
+
+impl Batch {
+    fn lines(self) -> Bytes {
+        match self.coding {
+            None => self.body,
+            Some(coding) => {
+                assert_eq!(coding, "zstd");
+                zstd::stream::decode_all(&*self.body).expect("zstd").into()
+            }
+        }
+    }
+}
+
 impl Shared {
-    async fn answer(&self, batch: Bytes) -> Result<Response<Frames>, &'static str> {
+    async fn answer(&self, batch: Batch) -> Result<Response<Frames>, &'static str> {
         let lie = *self.lie.borrow();
         match lie {
             Lie::None => self.hand_on(batch).await,
             Lie::Forget => {
-                self.withheld.lock().unwrap().push(batch);
+                self.withheld.lock().unwrap().push(batch.lines());
                 Ok(answer(StatusCode::OK))
             }
             Lie::Status(status, wait) => {
                 if status == 413 {
-                    self.withheld.lock().unwrap().push(batch);
+                    self.withheld.lock().unwrap().push(batch.lines());
                 }
                 let mut refusal = answer(StatusCode::from_u16(status).unwrap());
                 if wait {
@@ -148,21 +167,22 @@ impl Shared {
         }
     }
 
-    async fn hand_on(&self, batch: Bytes) -> Result<Response<Frames>, &'static str> {
+    async fn hand_on(&self, batch: Batch) -> Result<Response<Frames>, &'static str> {
         let posted = self.post(batch).await;
         posted.ok_or("the collector is down")
     }
 
-    async fn post(&self, batch: Bytes) -> Option<Response<Frames>> {
+    async fn post(&self, batch: Batch) -> Option<Response<Frames>> {
         let stream = TcpStream::connect(self.collector.now()?).await.ok()?;
         let stream = self.to_collector.connect(dummy_server_name(), stream).await.ok()?;
         let (mut sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
         tokio::spawn(driver);
-        let request = Request::post("/v1/events")
+        let mut request = Request::post("/v1/events")
             .header(header::HOST, "collector")
             .header(header::CONTENT_TYPE, "application/x-ndjson")
-            .body(Full::new(batch))
+            .body(Full::new(batch.body))
             .ok()?;
+        request.headers_mut().extend(batch.coding.map(|coding| (header::CONTENT_ENCODING, coding)));
         let (head, body) = sender.send_request(request).await.ok()?.into_parts();
         let body = body.collect().await.ok()?.to_bytes();
         Some(Response::from_parts(head, full(body)))
