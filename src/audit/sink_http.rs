@@ -1,8 +1,8 @@
 //! The HTTP that sinks speak: one connection to one receiver, one POST at a time.
 //!
-//! Owns the connection, the credentials, how the body is coded and the time limit of an exchange. It never tries again by itself: that is the
-//! shipper's. Names are resolved and TLS is configured by others, who hand in the newest of both. Nothing that a receiver
-//! says in words goes into an error: such text can repeat what it was sent.
+//! Owns the connection, the credentials, how the body is coded and the time limit of an exchange. It never tries again by
+//! itself: that is the shipper's. Names are resolved and TLS is configured by others, who hand in the newest of both. Nothing
+//! that a receiver says in words goes into an error: such text can repeat what it was sent.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -25,7 +25,7 @@ pub(super) struct Room(Arc<Semaphore>);
 /// A batch in memory, and its part of the room.
 pub(super) struct Batch {
     bytes: Vec<u8>,
-    _part: Part,
+    part: Part,
 }
 
 /// A part of the room, in KiB. It is free again when this is dropped.
@@ -62,20 +62,20 @@ impl Room {
         if body.size_hint().lower() > MAX_BODY as u64 {
             return Err(Unread::TooLarge);
         }
-        let mut batch = Batch { bytes: Vec::new(), _part: Part(None) };
+        let mut batch = Batch { bytes: Vec::new(), part: Part(None) };
         while let Some(frame) = body.frame().await {
             let Ok(data) = frame.map_err(|_| Unread::Cut)?.into_data() else { continue };
             let len = batch.bytes.len() + data.len();
             if len > MAX_BODY {
                 return Err(Unread::TooLarge);
             }
-            batch._part.grow(self, len)?;
+            batch.part.grow(self, len)?;
             batch.bytes.extend_from_slice(&data);
         }
         Ok(batch)
     }
 
-    /// Decodes a batch. It takes about half a millisecond for a MiB, so a thread that may block does it.
+    /// Decodes a batch. It takes some tenths of a millisecond for a MiB, so a thread that may block does it.
     pub(super) fn decode(&self, batch: Batch, coding: Coding) -> Result<Batch, Unread> {
         if coding == Coding::Identity {
             return Ok(batch);
@@ -92,7 +92,7 @@ impl Room {
             let more = is_error_kind(code, ZSTD_ErrorCode::ZSTD_error_dstSize_tooSmall);
             if more && most == MAX_BODY { Unread::TooLarge } else { Unread::NotZstd }
         })?;
-        Ok(Batch { bytes, _part: part })
+        Ok(Batch { bytes, part })
     }
 }
 
