@@ -159,6 +159,7 @@ def measure_load(args, fleet, results):
 
 
 def begin_anew(fleet):
+    """With a second of load that is not counted: the first requests pay for memory that later ones find."""
     for peer in fleet:
         peer.restart()
     for peer in fleet:

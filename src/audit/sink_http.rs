@@ -87,7 +87,7 @@ pub(crate) struct Client {
 struct Connection {
     sender: SendRequest<Full<Bytes>>,
     /// Whether who is at its other end takes a coded body. The next connection can be with another, so it is asked anew.
-    coded: bool,
+    takes_zstd: bool,
 }
 
 /// What a receiver answered.
@@ -172,12 +172,12 @@ impl Client {
             Some(connection) => connection,
             None => self.connect().await?,
         };
-        let request = if connection.coded { self.coded(request) } else { request };
+        let request = if connection.takes_zstd { self.coded(request) } else { request };
         let coded = request.headers().contains_key(header::CONTENT_ENCODING);
         let read = async {
             let answer = connection.sender.send_request(request.map(Full::new)).await;
             let (head, body) = answer.map_err(|error| error.to_string())?.into_parts();
-            connection.coded = sink_coding::is_taken(&head.headers);
+            connection.takes_zstd = sink_coding::is_taken(&head.headers);
             let retry_after = head.headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
             let retry_after = retry_after.and_then(|text| wanted_wait(text, jiff::Timestamp::now()));
             // Read to the end, so that the connection can be used again.
@@ -268,7 +268,7 @@ where
         // An error ends the request that is on the connection too, which is where it is told.
         let _ = connection.await;
     });
-    Ok(Connection { sender, coded: false })
+    Ok(Connection { sender, takes_zstd: false })
 }
 
 /// `Retry-After` in either form (RFC 9110 section 10.2.3).

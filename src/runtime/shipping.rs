@@ -1,5 +1,6 @@
-//! Delivery of the audit trail, from the start of a sidecar to the flush at its end: one task a sink, on a thread of their own. Coding and
-//! encrypting a batch takes a millisecond, which must hold up no connection that is accepted meanwhile, and no worker.
+//! Delivery of the audit trail, from the start of a sidecar to the flush at its end: one task a sink, on a thread of their
+//! own. Coding and encrypting a batch takes a millisecond, which must hold up no connection that is accepted meanwhile, and no
+//! worker.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -156,13 +156,13 @@ impl Receiver {
         let text = |value: &http::HeaderValue| value.to_str().unwrap_or_default().to_owned();
         let headers: BTreeMap<_, _> =
             request.headers().iter().map(|(name, value)| (name.to_string(), text(value))).collect();
-        let request_coding = headers.get("content-encoding").cloned();
+        let coding = headers.get("content-encoding").cloned();
         let body = request.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
         self.state.lock().unwrap().seen.push(Seen { path: path.clone(), headers, body: body.clone() });
         if path.starts_with("/services/collector/ack") {
             return Ok(self.acknowledge(&body));
         }
-        let body = match request_coding.as_deref() {
+        let body = match coding.as_deref() {
             None => body,
             Some("zstd") => zstd::stream::decode_all(&*body)?.into(),
             Some(other) => panic!("{other}"),
