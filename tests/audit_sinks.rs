@@ -15,9 +15,10 @@ use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as OtelValue;
 use phiward::audit::{
     Audit, Credentials, ExtraHeader, HecOptions, SecretFile, ShipTiming, Shipper, SinkConfig, SinkKind,
+    SpoolConfig,
 };
 use prost::Message;
-use receivers::{Fault, Form, Receiver, otlp_lines};
+use receivers::{Fault, Form, Receiver, Seen, otlp_lines};
 use tokio::sync::watch;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -171,6 +172,61 @@ fn who_takes_zstd_gets_it_from_the_second_batch_on() {
             assert!(coded.len() > 5 && !coded[4..].contains(&true), "{form:?} {coded:?}");
         });
     }
+}
+
+/// If this fails, events that the writer has coded are lost, doubled or out of order where the collector does not take them, a
+/// collector is read for from the spool although it keeps up, or another receiver gets more than the one frame that all of them read.
+#[test]
+fn a_collector_that_keeps_up_gets_what_the_writer_has_coded() {
+    for (kind, most_frames) in [(SinkKind::Phiward, usize::MAX), (SinkKind::Ndjson, 1)] {
+        worker(async {
+            let spool = tempfile::tempdir().unwrap();
+            let receiver = Receiver::start(Form::Ndjson, Vec::new()).await.announcing();
+            let sink = sink_of("sink", kind);
+            let config = SpoolConfig { segment_bytes: 4 * MIB, ..config(spool.path()) };
+            let audit = Audit::start(config, &instance(), std::slice::from_ref(&sink)).unwrap();
+            let mut shipper = shipper(&audit, &sink, receiver.addr, PATIENCE);
+            let mut frames_by_round = Vec::new();
+            // Long events, so that a write is large on a slow machine too.
+            for (round, fault) in
+                [Fault::Well, Fault::Well, Fault::HalfAnswer, Fault::Status(415)].into_iter().enumerate()
+            {
+                let name = format!("{round}{}", "x".repeat(1400));
+                std::thread::scope(|scope| {
+                    scope.spawn(|| requests(&audit, &name, 200));
+                });
+                receiver.next(fault);
+                let before = receiver.seen().len();
+                finish(&mut shipper).await;
+                frames_by_round.push(receiver.seen()[before..].iter().map(frames_in).collect::<Vec<_>>());
+            }
+            audit.close().unwrap();
+            finish(&mut shipper).await;
+            assert_eq!(once(receiver.stored()), lines(spool.path()));
+            assert!(quarantined(spool.path()).is_empty());
+            let [plain, well, cut, refused] = &frames_by_round[..] else { panic!() };
+            assert_eq!(plain[0], 0);
+            assert!(
+                well.iter().any(|frames| *frames >= most_frames.min(2)) && cut[0] >= 1 && refused[0] >= 1,
+                "{frames_by_round:?}"
+            );
+            assert_eq!((cut[1], refused[1..].iter().sum::<usize>()), (0, 0), "{frames_by_round:?}");
+            assert!(
+                frames_by_round.iter().flatten().all(|frames| *frames <= most_frames),
+                "{frames_by_round:?}"
+            );
+        });
+    }
+}
+
+/// Of how many frames a body is; 0 when it is plain.
+fn frames_in(seen: &Seen) -> usize {
+    let (mut rest, mut frames) = (&seen.body[..], 0);
+    while seen.headers.contains_key("content-encoding") && !rest.is_empty() {
+        rest = &rest[zstd::zstd_safe::find_frame_compressed_size(rest).unwrap()..];
+        frames += 1;
+    }
+    frames
 }
 
 /// If this fails, a receiver with a limit blocks the trail for ever, or events that would fit are set aside.

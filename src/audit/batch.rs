@@ -64,6 +64,11 @@ pub(crate) fn id(batch: &[u8]) -> String {
     }
 }
 
+/// The same name, for records that are known by their numbers.
+pub(crate) fn id_of(epoch: &str, seqs: &Range<u64>) -> String {
+    format!("{epoch}:{}-{}", seqs.start, seqs.end.saturating_sub(1))
+}
+
 /// SHA-256 in hexadecimal.
 pub(crate) fn digest_hex(bytes: &[u8]) -> String {
     let mut hex = Vec::with_capacity(64);

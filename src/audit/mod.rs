@@ -28,6 +28,7 @@ mod encode;
 mod event;
 mod export;
 mod feed;
+mod fresh;
 mod index;
 mod journal;
 mod json;

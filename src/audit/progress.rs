@@ -3,7 +3,7 @@
 //! Owns numbers alone. The shipper changes them, everybody reads them.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 
@@ -17,6 +17,8 @@ pub(crate) struct SinkState {
     pub(crate) kind: SinkKind,
     pub(crate) required: bool,
     pub(crate) new_data: Notify,
+    /// Whether its receiver takes what the writer has coded (see `fresh`).
+    pub(crate) takes_frames: AtomicBool,
     /// Every segment before this ordinal was acknowledged, and this many bytes of it.
     pub(crate) ordinal: AtomicU64,
     pub(crate) offset: AtomicU64,
@@ -75,6 +77,7 @@ impl SinkState {
             kind: config.kind.clone(),
             required: config.required,
             new_data: Notify::new(),
+            takes_frames: AtomicBool::new(false),
             ordinal: zero(),
             offset: zero(),
             own_events: zero(),

@@ -198,14 +198,38 @@ impl Shipper {
     /// Brings one batch to an end, however long it takes, and tells whether more is there; `None` when nothing is left.
     async fn deliver_next(&mut self) -> Option<bool> {
         if self.current.is_none() {
+            if let Some(more) = self.deliver_fresh().await {
+                return Some(more);
+            }
             self.current = Some(self.next_batch().await?);
         }
         self.deliver().await;
         let done = self.current.take()?;
-        self.state.oldest_ns.store(0, Ordering::Release);
-        self.state.passed(done.events, done.own_epoch);
-        self.acknowledge(self.offset + done.bytes);
+        self.pass(done.bytes, done.events, done.own_epoch);
         Some(done.more)
+    }
+
+    /// Delivers what the writer has coded, where that begins at the cursor, and tells whether more is there. It is tried once: what is
+    /// not taken so is read from the spool, and sent for as long as it takes.
+    async fn deliver_fresh(&mut self) -> Option<bool> {
+        if !self.sink.takes_frames() {
+            return None;
+        }
+        let here = self.here()?;
+        let run = self.shared.fresh.run(self.ordinal, self.offset, self.limit)?;
+        self.state.oldest_ns.store(run.oldest_ns, Ordering::Release);
+        match self.sink.send_run(&self.shared.epoch, &run).await? {
+            Answer::Acknowledged => {
+                self.taken(run.seqs.end - run.seqs.start);
+                self.pass(run.stored, run.seqs.end - run.seqs.start, true);
+                Some(!here.is_last || here.available > run.stored)
+            }
+            Answer::Later { why, retry_after } => {
+                self.wait_after(why, retry_after).await;
+                None
+            }
+            Answer::TooLarge | Answer::Refused(_) | Answer::Partly { .. } => None,
+        }
     }
 
     async fn next_batch(&mut self) -> Option<Current> {
@@ -220,7 +244,10 @@ impl Shipper {
                 let _ = self.writer.send(Message::Delivered); // a closed trail removes nothing
                 continue;
             }
-            let (offset, wanted) = (self.offset, available.min(self.limit.bytes));
+            let offset = self.offset;
+            // What comes after it may be there in a coded piece.
+            let until = self.shared.fresh.next(self.ordinal, offset).map_or(u64::MAX, |next| next - offset);
+            let wanted = available.min(self.limit.bytes).min(until);
             let (buffer, most) = (std::mem::take(&mut self.spare), self.limit.events);
             let read =
                 tokio::task::spawn_blocking(move || read_lines(&path, offset, wanted, most, buffer)).await;
@@ -286,9 +313,6 @@ impl Shipper {
             self.state.oldest_ns.store(oldest_ns, Ordering::Release);
             match self.sink.send(&part.lines).await {
                 Answer::Acknowledged => {
-                    if let Some(receipt) = self.sink.receipt_of(&self.shared.epoch) {
-                        *lock(&self.state.receipt) = Some(receipt);
-                    }
                     self.taken(part.events);
                     self.replace_part([]);
                     self.recycle(part.lines);
@@ -351,6 +375,9 @@ impl Shipper {
         }
         self.failures = 0;
         *lock(&self.state.last_error) = None;
+        if let Some(receipt) = self.sink.receipt_of(&self.shared.epoch) {
+            *lock(&self.state.receipt) = Some(receipt);
+        }
         self.state.acked.fetch_add(events, Ordering::Release);
         self.state.last_success.store(unix_ns() / 1_000_000_000, Ordering::Release);
     }
@@ -359,6 +386,15 @@ impl Shipper {
         if self.current.as_ref().is_some_and(|current| lines.len() as u64 == current.bytes) {
             self.spare = lines.try_into_mut().map_or_else(|_| Vec::new(), Vec::from);
         }
+    }
+
+    /// `events` in the next `bytes` of the segment are behind the cursor.
+    fn pass(&mut self, bytes: u64, events: u64, own_epoch: bool) {
+        self.state.oldest_ns.store(0, Ordering::Release);
+        self.state.passed(events, own_epoch);
+        self.acknowledge(self.offset + bytes);
+        self.state.takes_frames.store(self.sink.takes_frames(), Ordering::Release);
+        self.shared.drop_taken();
     }
 
     fn acknowledge(&mut self, offset: u64) {

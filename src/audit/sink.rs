@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::StatusCode;
 
 use super::batch;
+use super::fresh::Run;
 use super::secret::Credentials;
 use super::sink_elasticsearch::Elasticsearch;
 use super::sink_http::{Client, ExtraHeader, Reply, Route};
@@ -150,9 +151,9 @@ impl Sink {
     pub(crate) fn new(config: &SinkConfig, route: Route, attempt: Duration) -> Self {
         let client = Client::new(config, route, attempt);
         match &config.kind {
-            SinkKind::Phiward => Self::Ndjson(Ndjson::new(client, "/v1/events")),
+            SinkKind::Phiward => Self::Ndjson(Ndjson::collector(client)),
             SinkKind::Ndjson => {
-                Self::Ndjson(Ndjson::new(client, if config.prefix.is_empty() { "/" } else { "" }))
+                Self::Ndjson(Ndjson::receiver(client, if config.prefix.is_empty() { "/" } else { "" }))
             }
             SinkKind::Otlp => Self::Otlp(Otlp::new(client)),
             SinkKind::SplunkHec(options) => Self::Splunk(Box::new(Splunk::new(client, options.clone()))),
@@ -167,6 +168,19 @@ impl Sink {
             Self::Otlp(sink) => sink.send(batch).await,
             Self::Splunk(sink) => sink.send(batch).await,
             Self::Elasticsearch(sink) => sink.send(batch).await,
+        }
+    }
+
+    /// Whether [`Sink::send_run`] is worth a try.
+    pub(crate) fn takes_frames(&self) -> bool {
+        matches!(self, Self::Ndjson(sink) if sink.takes_frames())
+    }
+
+    /// Sends what the writer has coded; `None` where nothing was sent.
+    pub(crate) async fn send_run(&mut self, epoch: &str, run: &Run) -> Option<Answer> {
+        match self {
+            Self::Ndjson(sink) => sink.send_run(epoch, run).await,
+            Self::Otlp(_) | Self::Splunk(_) | Self::Elasticsearch(_) => None,
         }
     }
 

@@ -17,6 +17,7 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::error::Elapsed;
 use tokio_rustls::TlsConnector;
 
 use super::secret::Credentials;
@@ -139,6 +140,62 @@ impl Client {
         more: Option<(HeaderName, HeaderValue)>,
         body: Bytes,
     ) -> Result<Reply, String> {
+        let request = self.request(path, content_type, more, body).await?;
+        let attempt = self.attempt;
+        let exchange = async {
+            let connection = self.connection().await?;
+            let (request, coded) = if connection.takes_zstd { self.coded(request) } else { (request, false) };
+            self.exchange(connection, request, coded).await
+        };
+        let outcome = tokio::time::timeout(attempt, exchange).await;
+        self.in_time(outcome)
+    }
+
+    /// Posts a body that is coded by zstd. `None` where nothing was sent, because who is at the other end has not said, or not
+    /// yet, that it takes that.
+    ///
+    /// # Errors
+    /// Why there is no answer, for the operator.
+    pub(crate) async fn post_coded(
+        &mut self,
+        path: &str,
+        content_type: &'static str,
+        more: Option<(HeaderName, HeaderValue)>,
+        body: Bytes,
+    ) -> Result<Option<Reply>, String> {
+        let request = says_zstd(self.request(path, content_type, more, body).await?);
+        let attempt = self.attempt;
+        let exchange = async {
+            let connection = self.connection().await?;
+            if !connection.takes_zstd {
+                self.open = Some(connection);
+                return Ok(None);
+            }
+            self.exchange(connection, request, true).await.map(Some)
+        };
+        let outcome = tokio::time::timeout(attempt, exchange).await;
+        self.in_time(outcome)
+    }
+
+    /// Whether [`Client::post_coded`] is worth a try.
+    pub(crate) fn takes_zstd(&self) -> bool {
+        self.coder.is_some() && self.open.as_ref().is_some_and(|connection| connection.takes_zstd)
+    }
+
+    /// Gives back memory that is kept for the next body: none comes for a while.
+    pub(crate) fn rest(&mut self) {
+        if let Some(coder) = &mut self.coder {
+            coder.rest();
+        }
+    }
+
+    async fn request(
+        &self,
+        path: &str,
+        content_type: &'static str,
+        more: Option<(HeaderName, HeaderValue)>,
+        body: Bytes,
+    ) -> Result<Request<Bytes>, String> {
         let mut request = Request::new(body);
         *request.method_mut() = http::Method::POST;
         *request.uri_mut() = format!("{}{path}", self.prefix).parse().map_err(|_| "the path is none")?;
@@ -150,30 +207,31 @@ impl Client {
             let value = read.map_err(|_| "reading the secret was interrupted")?;
             request.headers_mut().insert(header::AUTHORIZATION, value.map_err(|error| error.to_string())?);
         }
-        match tokio::time::timeout(self.attempt, self.exchange(request)).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                self.next_address = self.next_address.wrapping_add(1);
-                Err(format!("{} did not answer in time", self.host))
-            }
+        Ok(request)
+    }
+
+    fn in_time<T>(&mut self, outcome: Result<Result<T, String>, Elapsed>) -> Result<T, String> {
+        outcome.unwrap_or_else(|_| {
+            self.next_address = self.next_address.wrapping_add(1);
+            Err(format!("{} did not answer in time", self.host))
+        })
+    }
+
+    /// The open connection, or a new one. It is taken out while it is used, so that a post that is given up half-way leaves none
+    /// in a strange state.
+    async fn connection(&mut self) -> Result<Connection, String> {
+        match self.reusable().await {
+            Some(connection) => Ok(connection),
+            None => self.connect().await,
         }
     }
 
-    /// Gives back memory that is kept for the next body: none comes for a while.
-    pub(crate) fn rest(&mut self) {
-        if let Some(coder) = &mut self.coder {
-            coder.rest();
-        }
-    }
-
-    async fn exchange(&mut self, request: Request<Bytes>) -> Result<Reply, String> {
-        // Taken out while it is used, so that a post that is given up half-way leaves no connection in a strange state.
-        let mut connection = match self.reusable().await {
-            Some(connection) => connection,
-            None => self.connect().await?,
-        };
-        let request = if connection.takes_zstd { self.coded(request) } else { request };
-        let coded = request.headers().contains_key(header::CONTENT_ENCODING);
+    async fn exchange(
+        &mut self,
+        mut connection: Connection,
+        request: Request<Bytes>,
+        coded: bool,
+    ) -> Result<Reply, String> {
         let read = async {
             let answer = connection.sender.send_request(request.map(Full::new)).await;
             let (head, body) = answer.map_err(|error| error.to_string())?.into_parts();
@@ -203,13 +261,15 @@ impl Client {
         }
     }
 
-    fn coded(&mut self, mut request: Request<Bytes>) -> Request<Bytes> {
-        if let Some(coded) = self.coder.as_mut().and_then(|coder| coder.encode(request.body())) {
-            *request.body_mut() = coded;
-            let name = HeaderValue::from_static(sink_coding::NAME);
-            request.headers_mut().insert(header::CONTENT_ENCODING, name);
+    /// The request as it is sent to who takes zstd, and whether it is coded.
+    fn coded(&mut self, mut request: Request<Bytes>) -> (Request<Bytes>, bool) {
+        match self.coder.as_mut().and_then(|coder| coder.encode(request.body())) {
+            Some(coded) => {
+                *request.body_mut() = coded;
+                (says_zstd(request), true)
+            }
+            None => (request, false),
         }
-        request
     }
 
     async fn reusable(&mut self) -> Option<Connection> {
@@ -257,6 +317,12 @@ impl Client {
             }
         }
     }
+}
+
+fn says_zstd(mut request: Request<Bytes>) -> Request<Bytes> {
+    let name = HeaderValue::from_static(sink_coding::NAME);
+    request.headers_mut().insert(header::CONTENT_ENCODING, name);
+    request
 }
 
 async fn http1<S>(stream: S) -> Result<Connection, hyper::Error>

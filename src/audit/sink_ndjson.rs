@@ -7,29 +7,55 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 
 use super::batch;
+use super::fresh::Run;
 use super::receipt::Receipt;
 use super::sink::{Answer, judge, unanswered};
-use super::sink_http::Client;
+use super::sink_http::{Client, Reply};
 
 const BATCH: HeaderName = HeaderName::from_static("x-phiward-batch");
+const TYPE: &str = "application/x-ndjson";
 
 /// A receiver of newline-delimited JSON.
 pub(crate) struct Ndjson {
     pub(super) client: Client,
     path: &'static str,
+    /// phiward's own collector. It reads a body of more than one frame to its end, which is all that RFC 8878 says of one and more
+    /// than some receivers do.
+    is_collector: bool,
     /// Of the last answer; only a phiward collector gives some.
     receipts: Vec<String>,
 }
 
 impl Ndjson {
-    pub(crate) fn new(client: Client, path: &'static str) -> Self {
-        Self { client, path, receipts: Vec::new() }
+    /// phiward's own collector.
+    pub(crate) fn collector(client: Client) -> Self {
+        Self { is_collector: true, ..Self::receiver(client, "/v1/events") }
+    }
+
+    /// Any receiver.
+    pub(crate) fn receiver(client: Client, path: &'static str) -> Self {
+        Self { client, path, is_collector: false, receipts: Vec::new() }
     }
 
     pub(crate) async fn send(&mut self, batch: &Bytes) -> Answer {
-        // Hexadecimal digits, ':' and '-': always the value of a header.
-        let id = HeaderValue::try_from(batch::id(batch)).ok().map(|id| (BATCH, id));
-        let reply = self.client.post(self.path, "application/x-ndjson", id, batch.clone()).await;
+        let id = batch_header(batch::id(batch));
+        let reply = self.client.post(self.path, TYPE, id, batch.clone()).await;
+        self.judged(reply)
+    }
+
+    /// Whether [`Ndjson::send_run`] is worth a try.
+    pub(crate) fn takes_frames(&self) -> bool {
+        self.is_collector && self.client.takes_zstd()
+    }
+
+    /// Sends what the writer has coded; `None` where nothing was sent.
+    pub(crate) async fn send_run(&mut self, epoch: &str, run: &Run) -> Option<Answer> {
+        let id = batch_header(batch::id_of(epoch, &run.seqs));
+        let reply = self.client.post_coded(self.path, TYPE, id, run.body.clone()).await;
+        Some(self.judged(reply.transpose()?))
+    }
+
+    fn judged(&mut self, reply: Result<Reply, String>) -> Answer {
         self.receipts.clear();
         match reply {
             Ok(reply) => {
@@ -49,6 +75,11 @@ impl Ndjson {
         };
         self.receipts.iter().filter_map(of_epoch).max().map(|(_, receipt)| receipt)
     }
+}
+
+/// Hexadecimal digits, ':' and '-': always the value of a header.
+fn batch_header(id: String) -> Option<(HeaderName, HeaderValue)> {
+    HeaderValue::try_from(id).ok().map(|id| (BATCH, id))
 }
 
 /// What a phiward collector has signed for. Other receivers may answer anything.

@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use super::cipher::SpoolKey;
 use super::encode::Batch;
+use super::fresh::Fresh;
 use super::journal::Marker;
 use super::progress::SinkState;
 use super::segment::Disk;
@@ -91,6 +92,7 @@ pub(crate) struct Shared {
     pub(crate) disk: Disk,
     pub(crate) gap: Gap,
     pub(crate) sinks: Vec<Arc<SinkState>>,
+    pub(crate) fresh: Fresh,
     /// Bytes that may still be reserved.
     pub(crate) free: AtomicI64,
     /// Records, and bytes of records, written by this process.
@@ -168,6 +170,7 @@ impl Shared {
             disk: Disk::default(),
             gap: Gap::default(),
             sinks,
+            fresh: Fresh::default(),
             free: AtomicI64::new(free),
             written_events: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
@@ -218,6 +221,22 @@ impl Shared {
 
     pub(crate) fn last_error(&self) -> Option<String> {
         lock(&self.last_error).clone()
+    }
+
+    /// Whether a sink takes what the writer has coded.
+    pub(crate) fn wants_frames(&self) -> bool {
+        self.sinks.iter().any(|sink| sink.takes_frames.load(Ordering::Acquire))
+    }
+
+    /// Forgets the coded pieces that every sink which takes them has acknowledged.
+    pub(crate) fn drop_taken(&self) {
+        let take = self.sinks.iter().filter(|sink| sink.takes_frames.load(Ordering::Acquire));
+        let cursors =
+            take.map(|sink| (sink.ordinal.load(Ordering::Acquire), sink.offset.load(Ordering::Acquire)));
+        match cursors.min() {
+            Some((ordinal, offset)) => self.fresh.drop_before(ordinal, offset),
+            None => self.fresh.drop_before(u64::MAX, 0),
+        }
     }
 
     /// What collectors have signed for and the trail does not carry yet.

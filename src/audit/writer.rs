@@ -13,14 +13,17 @@ use std::sync::{Arc, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::ahead::{self, Ahead, Look};
+use super::batch;
 use super::chain::Chain;
 use super::cipher::Cipher;
 use super::clock::{InstantText, unix_ns};
 use super::encode::{Batch, TrailEvent};
 use super::event::ControlEvent;
+use super::fresh::{self, Piece};
 use super::journal::Mark;
 use super::seal::Sealer;
 use super::segment::{self, SegmentFile};
+use super::sink_coding::Coder;
 use super::spool::{Health, PLACE_BYTES, Segment, Shared, WorkerLink, footprint};
 
 /// The most that is gathered before a write, or a segment where that is smaller; a burst beyond it takes another.
@@ -56,6 +59,7 @@ pub(crate) struct Writer {
     /// A record that is not encrypted yet.
     plain: Vec<u8>,
     ahead: Ahead,
+    coder: Coder,
     clock: InstantText,
     /// Records that were chained and not written yet.
     out: Vec<u8>,
@@ -100,6 +104,7 @@ impl Writer {
             cipher,
             plain: Vec::new(),
             ahead,
+            coder: Coder::default(),
             clock,
             out,
             out_events: 0,
@@ -119,8 +124,9 @@ impl Writer {
             if let Some(ending) = self.ending.take() {
                 break ending;
             }
-            if let Some(message) = self.next_message() {
-                self.take(message);
+            match self.next_message() {
+                Some(message) => self.take(message),
+                None => self.coder.rest(),
             }
             while self.out.len() < most && self.ending.is_none() {
                 let Ok(message) = self.inbox.try_recv() else { break };
@@ -316,9 +322,10 @@ impl Writer {
 
     fn written(&mut self) {
         let mut tail = self.shared.tail();
-        if let Some(segment) = tail.segments.back_mut() {
+        let ordinal = tail.segments.back_mut().map_or(0, |segment| {
             segment.bytes = self.segment.len();
-        }
+            segment.ordinal
+        });
         if !tail.unsynced.last().is_some_and(|file| Arc::ptr_eq(file, self.segment.file())) {
             tail.unsynced.push(self.segment.file().clone());
         }
@@ -343,6 +350,7 @@ impl Writer {
                 marker.mark(&self.shared.disk, Mark { position, next_seq });
             }
         }
+        self.code(ordinal);
         self.shared.written_events.fetch_add(self.out_events, Ordering::Release);
         self.shared.written_bytes.fetch_add(self.out.len() as u64, Ordering::Release);
         for sink in &self.shared.sinks {
@@ -358,6 +366,23 @@ impl Writer {
         if self.shared.free.load(Ordering::Acquire) < self.shared.reclaim_below() {
             self.reclaim();
         }
+    }
+
+    /// Codes what was written, at the end of segment `ordinal`, for the sinks that take it so. It is still in this core's cache, which
+    /// nothing of it is when delivery would read it.
+    fn code(&mut self, ordinal: u64) {
+        if self.cipher.is_some() || self.out.len() < fresh::WORTH_BYTES || !self.shared.wants_frames() {
+            return;
+        }
+        let Some(coded) = self.coder.frame(&self.out) else { return };
+        let (end, next_seq) = (self.segment.len(), self.chain.next_seq());
+        self.shared.fresh.push(Piece {
+            ordinal,
+            place: end - self.out.len() as u64..end,
+            seqs: next_seq - self.out_events..next_seq,
+            oldest_ns: batch::time_ns(batch::first_line(&self.out)).unwrap_or(0),
+            coded: coded.into(),
+        });
     }
 
     /// The disk failed for good: what was recorded since cannot be kept, and is counted.

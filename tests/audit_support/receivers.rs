@@ -110,6 +110,11 @@ impl Receiver {
         self
     }
 
+    /// What becomes of the next batch.
+    pub fn next(&self, fault: Fault) {
+        self.state.lock().unwrap().faults.push_back(fault);
+    }
+
     /// Answers from now on that it takes bodies coded by zstd.
     pub fn announcing(self) -> Self {
         self.state.lock().unwrap().announces = true;

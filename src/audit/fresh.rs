@@ -1,0 +1,170 @@
+//! What the writer wrote last, coded for the receivers that take it so. As long as a sink keeps up, nobody reads the spool for it:
+//! events are coded where they are still in the core's cache.
+//!
+//! Owns the pieces, and how much of them is kept. They are a short cut and nothing else: what is not here is in the spool. Refuses
+//! to know how far a sink is.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Mutex;
+
+use bytes::{Bytes, BytesMut};
+
+use super::sink::BatchLimit;
+use super::spool::lock;
+
+/// The most that is kept: what a busy sidecar writes in a quarter of a second. A sink that is further behind reads the spool.
+const KEPT_BYTES: usize = 512 * 1024;
+
+/// Less than this is not coded by itself: what repeats is in the record before, which another frame does not see.
+pub(crate) const WORTH_BYTES: usize = 32 * 1024;
+
+/// Whole records of one segment that were written at once.
+pub(crate) struct Piece {
+    /// The segment.
+    pub(crate) ordinal: u64,
+    /// Where they stand in it.
+    pub(crate) place: Range<u64>,
+    /// Their numbers.
+    pub(crate) seqs: Range<u64>,
+    /// When the first of them happened, in nanoseconds since 1970.
+    pub(crate) oldest_ns: u64,
+    /// A frame of zstd.
+    pub(crate) coded: Box<[u8]>,
+}
+
+/// Pieces that follow one another, as one body: frames may stand one behind the other (RFC 8878 section 3.1).
+pub(crate) struct Run {
+    pub(crate) body: Bytes,
+    pub(crate) seqs: Range<u64>,
+    pub(crate) oldest_ns: u64,
+    /// How long the records are in the segment.
+    pub(crate) stored: u64,
+}
+
+/// The newest pieces, in the order of the chain.
+#[derive(Default)]
+pub(crate) struct Fresh(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    pieces: VecDeque<Piece>,
+    bytes: usize,
+}
+
+impl Fresh {
+    /// Keeps a piece, in the place of the oldest ones.
+    pub(crate) fn push(&self, piece: Piece) {
+        let mut kept = lock(&self.0);
+        kept.bytes += piece.coded.len();
+        kept.pieces.push_back(piece);
+        while kept.bytes > KEPT_BYTES {
+            kept.drop_first();
+        }
+    }
+
+    /// What begins at byte `offset` of the segment, as far as `limit` goes.
+    pub(crate) fn run(&self, ordinal: u64, offset: u64, limit: BatchLimit) -> Option<Run> {
+        let kept = lock(&self.0);
+        let mut run: Option<Run> = None;
+        let mut body = BytesMut::new();
+        let mut end = offset;
+        for piece in kept.pieces.iter().filter(|piece| piece.ordinal == ordinal) {
+            if piece.place.start != end {
+                continue;
+            }
+            let first = run.as_ref().map_or(piece.seqs.start, |run| run.seqs.start);
+            let fits =
+                piece.place.end - offset <= limit.bytes && piece.seqs.end - first <= limit.events as u64;
+            if !fits {
+                break;
+            }
+            end = piece.place.end;
+            body.extend_from_slice(&piece.coded);
+            let oldest_ns = run.as_ref().map_or(piece.oldest_ns, |run| run.oldest_ns);
+            run = Some(Run {
+                body: Bytes::new(),
+                seqs: first..piece.seqs.end,
+                oldest_ns,
+                stored: end - offset,
+            });
+        }
+        run.map(|run| Run { body: body.freeze(), ..run })
+    }
+
+    /// Where the first piece after byte `offset` of the segment begins.
+    pub(crate) fn next(&self, ordinal: u64, offset: u64) -> Option<u64> {
+        let kept = lock(&self.0);
+        let mut later =
+            kept.pieces.iter().filter(|piece| piece.ordinal == ordinal).map(|piece| piece.place.start);
+        later.find(|start| *start > offset)
+    }
+
+    /// Forgets what stands before byte `offset` of the segment.
+    pub(crate) fn drop_before(&self, ordinal: u64, offset: u64) {
+        let mut kept = lock(&self.0);
+        while kept.pieces.front().is_some_and(|piece| (piece.ordinal, piece.place.end) <= (ordinal, offset)) {
+            kept.drop_first();
+        }
+    }
+}
+
+impl Kept {
+    fn drop_first(&mut self) {
+        if let Some(piece) = self.pieces.pop_front() {
+            self.bytes -= piece.coded.len();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const USUAL: BatchLimit = BatchLimit { events: 2048, bytes: 1024 * 1024 };
+
+    /// Ten records of 100 bytes, from record `first` of segment `ordinal` on, in `coded` bytes.
+    fn piece(ordinal: u64, first: u64, coded: usize) -> Piece {
+        let (place, seqs) = (first * 100..first * 100 + 1000, first..first + 10);
+        Piece { ordinal, place, seqs, oldest_ns: first, coded: vec![first as u8; coded].into() }
+    }
+
+    fn kept(pieces: impl IntoIterator<Item = Piece>) -> Fresh {
+        let fresh = Fresh::default();
+        pieces.into_iter().for_each(|piece| fresh.push(piece));
+        fresh
+    }
+
+    /// If this fails, a body says it has events that it has not, or a receiver gets more than it takes at a time.
+    #[test]
+    fn a_run_ends_where_something_is_missing_or_enough() {
+        let fresh = kept([piece(1, 0, 2), piece(1, 10, 3), piece(1, 30, 4), piece(2, 0, 5)]);
+        let run = fresh.run(1, 0, USUAL).unwrap();
+        assert_eq!(
+            (run.seqs, run.stored, run.oldest_ns, &run.body[..]),
+            (0..20, 2000, 0, &[0, 0, 10, 10, 10][..])
+        );
+        assert_eq!(fresh.run(2, 0, USUAL).unwrap().body.len(), 5);
+        for limit in [BatchLimit { events: 19, ..USUAL }, BatchLimit { bytes: 1999, ..USUAL }] {
+            assert_eq!(fresh.run(1, 0, limit).unwrap().seqs, 0..10, "{limit:?}");
+        }
+        assert!(fresh.run(1, 0, BatchLimit { events: 9, ..USUAL }).is_none(), "not even one");
+        assert!(fresh.run(1, 500, USUAL).is_none() && fresh.run(3, 0, USUAL).is_none(), "none begins there");
+        assert_eq!(
+            (fresh.next(1, 500), fresh.next(1, 2000), fresh.next(1, 3000)),
+            (Some(1000), Some(3000), None)
+        );
+    }
+
+    /// If this fails, a sink that falls behind takes memory without bound, or one that keeps up is not given what is there.
+    #[test]
+    fn the_oldest_go_first_when_they_are_taken_or_too_many() {
+        let fresh = kept([piece(1, 0, 1), piece(1, 10, 1), piece(2, 0, 1)]);
+        fresh.drop_before(1, 1000);
+        assert!(fresh.run(1, 0, USUAL).is_none() && fresh.run(1, 1000, USUAL).is_some());
+        fresh.drop_before(2, 0);
+        assert!(fresh.run(1, 1000, USUAL).is_none() && fresh.run(2, 0, USUAL).is_some());
+        fresh.push(piece(2, 10, KEPT_BYTES));
+        assert!(fresh.run(2, 0, USUAL).is_none() && fresh.run(2, 1000, USUAL).is_some());
+    }
+}
