@@ -17,7 +17,7 @@ use super::spool::lock;
 const KEPT_BYTES: usize = 512 * 1024;
 
 /// Less than this is not coded by itself: what repeats is in the record before, which another frame does not see.
-pub(crate) const WORTH_BYTES: usize = 32 * 1024;
+pub(crate) const WORTH_BYTES: usize = 16 * 1024;
 
 /// Whole records of one segment that were written at once.
 pub(crate) struct Piece {
@@ -92,14 +92,6 @@ impl Fresh {
         run.map(|run| Run { body: body.freeze(), ..run })
     }
 
-    /// Where the first piece after byte `offset` of the segment begins.
-    pub(crate) fn next(&self, ordinal: u64, offset: u64) -> Option<u64> {
-        let kept = lock(&self.0);
-        let mut later =
-            kept.pieces.iter().filter(|piece| piece.ordinal == ordinal).map(|piece| piece.place.start);
-        later.find(|start| *start > offset)
-    }
-
     /// Forgets what stands before byte `offset` of the segment.
     pub(crate) fn drop_before(&self, ordinal: u64, offset: u64) {
         let mut kept = lock(&self.0);
@@ -150,10 +142,6 @@ mod tests {
         }
         assert!(fresh.run(1, 0, BatchLimit { events: 9, ..USUAL }).is_none(), "not even one");
         assert!(fresh.run(1, 500, USUAL).is_none() && fresh.run(3, 0, USUAL).is_none(), "none begins there");
-        assert_eq!(
-            (fresh.next(1, 500), fresh.next(1, 2000), fresh.next(1, 3000)),
-            (Some(1000), Some(3000), None)
-        );
     }
 
     /// If this fails, a sink that falls behind takes memory without bound, or one that keeps up is not given what is there.

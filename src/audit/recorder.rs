@@ -535,6 +535,7 @@ impl Worker {
             self.link.expects.store(self.recorded.get(), Ordering::Release);
         }
         self.settled.set(0);
+        self.timed.set(false);
         if self.batch.borrow().is_empty() {
             return;
         }
@@ -616,9 +617,11 @@ async fn pump(worker: Weak<Worker>, link: Arc<WorkerLink>) {
             }
             if company.as_mut().poll(cx).is_ready() {
                 running = false;
-                worker.timed.set(false);
                 worker.flush();
             }
+        } else {
+            // What it ran for has gone. The next events have a time of their own, or the writer would come for a few of them.
+            running = false;
         }
         let due = worker.coalescer.borrow().due();
         if let Some(due) = due {

@@ -90,8 +90,8 @@ struct Current {
     bytes: u64,
     events: u64,
     own_epoch: bool,
-    /// Whether more is there already.
-    more: bool,
+    /// How much more is there already, in bytes; what is in other segments is not counted, but much.
+    left: u64,
 }
 
 /// Whole lines, and how many they are.
@@ -115,6 +115,13 @@ struct Here {
     available: u64,
     own_epoch: bool,
     is_last: bool,
+}
+
+impl Here {
+    /// What is there beyond the next `bytes`.
+    fn left_after(&self, bytes: u64) -> u64 {
+        if self.is_last { self.available.saturating_sub(bytes) } else { u64::MAX }
+    }
 }
 
 impl Audit {
@@ -164,12 +171,16 @@ impl Shipper {
     pub async fn run(&mut self) {
         self.count_older_epochs();
         loop {
-            let more = self.deliver_next().await.unwrap_or(false);
+            let left = self.deliver_next().await.unwrap_or(0);
             if self.saved.elapsed() >= SAVE_EVERY {
                 self.save().await;
             }
-            if !more {
+            if left == 0 {
                 self.wait_for_data().await;
+            }
+            // What came during the last exchange waits for company too, as long as that is not much.
+            if left < self.limit.bytes / 2 {
+                tokio::time::sleep(self.timing.linger).await;
             }
         }
     }
@@ -183,7 +194,6 @@ impl Shipper {
             self.sink.rest();
             state.new_data.notified().await;
         }
-        tokio::time::sleep(self.timing.linger).await;
     }
 
     /// Delivers what is in the spool, for at most `deadline`, and returns how many bytes are left. The last thing before a
@@ -195,23 +205,23 @@ impl Shipper {
         self.state.backlog_bytes(&self.shared)
     }
 
-    /// Brings one batch to an end, however long it takes, and tells whether more is there; `None` when nothing is left.
-    async fn deliver_next(&mut self) -> Option<bool> {
+    /// Brings one batch to an end, however long it takes, and tells how many bytes are left; `None` when it found none.
+    async fn deliver_next(&mut self) -> Option<u64> {
         if self.current.is_none() {
-            if let Some(more) = self.deliver_fresh().await {
-                return Some(more);
+            if let Some(left) = self.deliver_fresh().await {
+                return Some(left);
             }
             self.current = Some(self.next_batch().await?);
         }
         self.deliver().await;
         let done = self.current.take()?;
         self.pass(done.bytes, done.events, done.own_epoch);
-        Some(done.more)
+        Some(done.left)
     }
 
-    /// Delivers what the writer has coded, where that begins at the cursor, and tells whether more is there. It is tried once: what is
-    /// not taken so is read from the spool, and sent for as long as it takes.
-    async fn deliver_fresh(&mut self) -> Option<bool> {
+    /// Delivers what the writer has coded, where that begins at the cursor, and tells how many bytes are left. It is tried once: what
+    /// is not taken so is read from the spool, and sent for as long as it takes.
+    async fn deliver_fresh(&mut self) -> Option<u64> {
         if !self.sink.takes_frames() {
             return None;
         }
@@ -222,7 +232,7 @@ impl Shipper {
             Answer::Acknowledged => {
                 self.taken(run.seqs.end - run.seqs.start);
                 self.pass(run.stored, run.seqs.end - run.seqs.start, true);
-                Some(!here.is_last || here.available > run.stored)
+                Some(here.left_after(run.stored))
             }
             Answer::Later { why, retry_after } => {
                 self.wait_after(why, retry_after).await;
@@ -234,7 +244,8 @@ impl Shipper {
 
     async fn next_batch(&mut self) -> Option<Current> {
         loop {
-            let Here { path, available, own_epoch, is_last } = self.here()?;
+            let here = self.here()?;
+            let Here { available, own_epoch, is_last, ref path } = here;
             if available == 0 && is_last {
                 return None;
             }
@@ -244,18 +255,16 @@ impl Shipper {
                 let _ = self.writer.send(Message::Delivered); // a closed trail removes nothing
                 continue;
             }
-            let offset = self.offset;
-            // What comes after it may be there in a coded piece.
-            let until = self.shared.fresh.next(self.ordinal, offset).map_or(u64::MAX, |next| next - offset);
-            let wanted = available.min(self.limit.bytes).min(until);
+            let (offset, wanted) = (self.offset, available.min(self.limit.bytes));
             let (buffer, most) = (std::mem::take(&mut self.spare), self.limit.events);
+            let path = path.clone();
             let read =
                 tokio::task::spawn_blocking(move || read_lines(&path, offset, wanted, most, buffer)).await;
             match read.unwrap_or_else(|_| Err(io::Error::other("reading was interrupted"))) {
                 Ok(Read { lines, events, stored }) => {
-                    let more = !is_last || available > stored;
+                    let left = here.left_after(stored);
                     let parts = vec![Part { lines, events }];
-                    return Some(Current { parts, bytes: stored, events, own_epoch, more });
+                    return Some(Current { parts, bytes: stored, events, own_epoch, left });
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !is_last => {
                     tracing::error!(
