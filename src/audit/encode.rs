@@ -10,6 +10,7 @@ use super::event::{
     AccessComplete, AccessDecision, ConnFragment, ConnRejected, ControlEvent, Decision, EVENT_TYPES,
     HttpFacts, InstanceFacts, PolicyFragment, PostureFacts,
 };
+use super::journal::{EVENT_HEAD, FRAME_HEAD};
 use super::json::Members;
 use super::pseudonym::Pseudonym;
 
@@ -23,15 +24,19 @@ const MAX_PARAMS: usize = 64;
 /// What a busy worker gathers before it sends it to the writer (see `recorder`), and some more.
 const KEPT_BYTES: usize = 192 * 1024;
 
-/// Encoded events that travel to the writer together: a head and a tail each, end to end.
+/// Encoded events that travel to the writer together: a head and a tail each. Those of a turn stand as a frame of the journal, so that
+/// they are written to it from where they are.
 #[derive(Default)]
 pub(crate) struct Batch {
     bytes: Vec<u8>,
     cuts: Vec<Cut>,
+    /// Where the frame begins that is not journaled, and how many events it has.
+    frame: Option<(usize, u32)>,
 }
 
 #[derive(Clone, Copy)]
 struct Cut {
+    from: usize,
     head_end: usize,
     tail_end: usize,
 }
@@ -55,20 +60,28 @@ impl Batch {
         self.bytes.shrink_to(KEPT_BYTES);
         self.cuts.clear();
         self.cuts.shrink_to(KEPT_BYTES / 256);
+        self.frame = None;
     }
 
     /// Each event's head and tail, in the order they were recorded.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let mut from = 0;
-        self.cuts.iter().map(move |cut| {
-            let head = &self.bytes[from..cut.head_end];
-            from = cut.tail_end;
-            (head, &self.bytes[cut.head_end..cut.tail_end])
-        })
+        let piece = |from: usize, to: usize| &self.bytes[from..to];
+        self.cuts.iter().map(move |cut| (piece(cut.from, cut.head_end), piece(cut.head_end, cut.tail_end)))
+    }
+
+    /// Whether there are events that [`Batch::frame`] has not given.
+    pub(crate) fn has_frame(&self) -> bool {
+        self.frame.is_some()
+    }
+
+    /// The events since the last time as a frame, whose head is not filled in, and how many they are. The next ones begin another.
+    pub(crate) fn frame(&mut self) -> Option<(&mut [u8], u32)> {
+        let (from, events) = self.frame.take()?;
+        Some((&mut self.bytes[from..], events))
     }
 
     pub(crate) fn decision(&mut self, ev: &AccessDecision<'_>, clock: &mut InstantText) {
-        let out = &mut self.bytes;
+        let out = self.begin();
         out.extend_from_slice(ev.conn.conn.as_bytes());
         let mut head = Members::new(out);
         decision(&mut head, &ev.decision, ev.policy);
@@ -82,7 +95,7 @@ impl Batch {
     }
 
     pub(crate) fn complete(&mut self, ev: &AccessComplete<'_>, clock: &mut InstantText) {
-        let out = &mut self.bytes;
+        let out = self.begin();
         out.extend_from_slice(ev.conn.conn.as_bytes());
         let head_end = out.len();
         let mut tail = Members::new(out);
@@ -106,7 +119,7 @@ impl Batch {
         conn: &ConnFragment,
         clock: &mut InstantText,
     ) {
-        let out = &mut self.bytes;
+        let out = self.begin();
         out.extend_from_slice(conn.conn.as_bytes());
         decision(&mut Members::new(out), &ev.decision(), None);
         let head_end = out.len();
@@ -121,8 +134,9 @@ impl Batch {
         time: u64,
         counted: impl FnOnce(&mut Members<'_>),
     ) {
-        self.bytes.extend_from_slice(head);
-        let head_end = self.bytes.len();
+        let out = self.begin();
+        out.extend_from_slice(head);
+        let head_end = out.len();
         let mut middle = subject.to_vec();
         Members::new(&mut middle).object("summary", counted);
         self.end(head_end, &middle, clock, time, "audit.summary");
@@ -130,15 +144,17 @@ impl Batch {
 
     /// Takes over the events of another batch.
     pub(crate) fn append(&mut self, other: &Self) {
-        let from = self.bytes.len();
-        self.bytes.extend_from_slice(&other.bytes);
-        let moved =
-            other.cuts.iter().map(|cut| Cut { head_end: from + cut.head_end, tail_end: from + cut.tail_end });
-        self.cuts.extend(moved);
+        for (head, tail) in other.pieces() {
+            let out = self.begin();
+            out.extend_from_slice(head);
+            let head_end = out.len();
+            out.extend_from_slice(tail);
+            self.cut(head_end);
+        }
     }
 
     pub(crate) fn control(&mut self, ev: &ControlEvent, clock: &mut InstantText) {
-        let head_end = self.bytes.len();
+        let head_end = self.begin().len();
         match ev {
             ControlEvent::PolicyLoaded { time_unix_ns, revision, sha256 } => {
                 self.tail().object("policy", |m| {
@@ -186,7 +202,7 @@ impl Batch {
     }
 
     pub(crate) fn trail(&mut self, ev: &TrailEvent, clock: &mut InstantText, now_unix_ns: u64) {
-        let out = &mut self.bytes;
+        let out = self.begin();
         match ev {
             TrailEvent::Checkpoint(sealed) => Members::new(out).object("checkpoint", |m| sealed.write(m)),
             TrailEvent::Close { reason, checkpoint } => Members::new(out).object("close", |m| {
@@ -283,7 +299,28 @@ impl Batch {
         out.extend_from_slice(b"\",\"type\":\"");
         out.extend_from_slice(kind.as_bytes());
         out.extend_from_slice(b"\"}");
-        self.cuts.push(Cut { head_end, tail_end: out.len() });
+        self.cut(head_end);
+    }
+
+    /// Begins an event.
+    fn begin(&mut self) -> &mut Vec<u8> {
+        let from = self.bytes.len();
+        let (_, events) = self.frame.get_or_insert((from, 0));
+        let first = *events == 0;
+        *events += 1;
+        self.bytes.resize(from + if first { FRAME_HEAD } else { 0 } + EVENT_HEAD, 0);
+        let from = self.bytes.len();
+        self.cuts.push(Cut { from, head_end: from, tail_end: from });
+        &mut self.bytes
+    }
+
+    /// Ends the event that was begun last: its head ends there.
+    fn cut(&mut self, head_end: usize) {
+        let tail_end = self.bytes.len();
+        let Some(cut) = self.cuts.last_mut() else { return }; // it was begun
+        (cut.head_end, cut.tail_end) = (head_end, tail_end);
+        let lengths = [head_end - cut.from, tail_end - head_end].map(|len| (len as u32).to_le_bytes());
+        self.bytes[cut.from - EVENT_HEAD..cut.from].copy_from_slice(lengths.as_flattened());
     }
 }
 

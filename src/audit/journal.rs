@@ -41,7 +41,11 @@ const OWNER_MAGIC: u32 = 0x7068_6f32;
 const FRAME_MAGIC: u32 = 0x7068_6631;
 /// Of a frame whose events are encrypted.
 const ENCRYPTED_FRAME_MAGIC: u32 = 0x7068_6632;
-const FRAME_HEAD: usize = 24;
+/// The head of a frame: magic, length of what follows the head, checksum of all after it, number of events, number of the last
+/// one. Events follow, each behind its own head.
+pub(crate) const FRAME_HEAD: usize = 24;
+/// The head of an event in a frame: the lengths of its head and tail.
+pub(crate) const EVENT_HEAD: usize = 8;
 /// A half holds what a busy worker records in some milliseconds, and both together stay in a CPU's cache.
 const HALF_BYTES: u64 = 256 * 1024;
 const MIN_HALF_BYTES: u64 = 16 * 1024;
@@ -58,7 +62,8 @@ pub(crate) struct Journal {
     at: u64,
     /// The last event in each half.
     last: [u64; 2],
-    frame: Vec<u8>,
+    /// What is not written from where it is: slots, and frames that are encrypted.
+    scratch: Vec<u8>,
     cipher: Option<Cipher>,
 }
 
@@ -135,9 +140,8 @@ impl Journal {
         let file = Arc::new(file);
         let marker = Marker { file: file.clone(), turn: AtomicU64::new(0) };
         let half_bytes = half_bytes(max_bytes);
-        let frame = Vec::with_capacity(16 * 1024);
         let cipher = key.map(Cipher::new).transpose()?;
-        Ok((Self { file, half_bytes, half: 0, at: 0, last: [0; 2], frame, cipher }, marker))
+        Ok((Self { file, half_bytes, half: 0, at: 0, last: [0; 2], scratch: Vec::new(), cipher }, marker))
     }
 
     /// Keeps an event that is not in the batch yet: a summary that still counts, or, with its number, one that is complete
@@ -156,25 +160,35 @@ impl Journal {
         (head, tail): (&[u8], &[u8]),
     ) -> io::Result<()> {
         debug_assert!(slot < SLOTS && fits_slot(head.len() + tail.len()));
-        kept::encode(&mut self.frame, number, head, tail, self.cipher.as_mut())?;
-        disk.write_at(&self.file, &self.frame, HEADER_BYTES + (slot * kept::SLOT_BYTES) as u64)
+        kept::encode(&mut self.scratch, number, head, tail, self.cipher.as_mut())?;
+        disk.write_at(&self.file, &self.scratch, HEADER_BYTES + (slot * kept::SLOT_BYTES) as u64)
     }
 
-    /// Writes the events of `batch` after the first `skip` of them. The last one is the worker's event number `last`, and
-    /// `appended` of its events are in segments. Gives false when there is no room before more of them are.
+    /// Writes the events of `batch` that are new in it. The last one is the worker's event number `last`, and `appended` of its
+    /// events are in segments. Gives false when there is no room before more of them are.
     ///
     /// # Errors
     /// What the disk says; what was written before is whole all the same.
     pub(crate) fn append(
         &mut self,
         disk: &Disk,
-        batch: &Batch,
-        skip: usize,
+        batch: &mut Batch,
         last: u64,
         appended: u64,
     ) -> io::Result<bool> {
-        encode_frame(&mut self.frame, batch, skip, last, self.cipher.as_mut())?;
-        let len = self.frame.len() as u64;
+        let Some((mut frame, events)) = batch.frame() else { return Ok(true) };
+        let mut magic = FRAME_MAGIC;
+        if let Some(cipher) = &mut self.cipher {
+            magic = ENCRYPTED_FRAME_MAGIC;
+            let mut sealed = frame[FRAME_HEAD..].to_vec();
+            cipher.seal(&mut sealed)?;
+            self.scratch.clear();
+            self.scratch.resize(FRAME_HEAD, 0);
+            self.scratch.append(&mut sealed);
+            frame = &mut self.scratch;
+        }
+        fill_head(frame, magic, events, last);
+        let len = frame.len() as u64;
         if self.at + len > self.half_bytes {
             let other = 1 - self.half;
             if len > self.half_bytes || self.last[other] > appended {
@@ -183,7 +197,7 @@ impl Journal {
             (self.half, self.at) = (other, 0);
         }
         let offset = HALVES_AT + self.half as u64 * self.half_bytes + self.at;
-        disk.write_at(&self.file, &self.frame, offset)?;
+        disk.write_at(&self.file, frame, offset)?;
         self.at += len;
         self.last[self.half] = last;
         Ok(true)
@@ -291,32 +305,7 @@ pub(crate) fn read(path: &Path) -> io::Result<Option<Left>> {
 
 type Event = (Vec<u8>, Vec<u8>);
 
-/// A frame: magic, length of what follows the frame's head, checksum of all after it, number of events, number of the last
-/// one; then the lengths of each event's head and tail, then their bytes.
-fn encode_frame(
-    frame: &mut Vec<u8>,
-    batch: &Batch,
-    skip: usize,
-    last: u64,
-    cipher: Option<&mut Cipher>,
-) -> io::Result<()> {
-    frame.clear();
-    frame.resize(FRAME_HEAD, 0);
-    let mut events = 0u32;
-    for (head, tail) in batch.pieces().skip(skip) {
-        frame.extend_from_slice(&(head.len() as u32).to_le_bytes());
-        frame.extend_from_slice(&(tail.len() as u32).to_le_bytes());
-        frame.extend_from_slice(head);
-        frame.extend_from_slice(tail);
-        events += 1;
-    }
-    let mut magic = FRAME_MAGIC;
-    if let Some(cipher) = cipher {
-        magic = ENCRYPTED_FRAME_MAGIC;
-        let mut events = frame.split_off(FRAME_HEAD);
-        cipher.seal(&mut events)?;
-        frame.append(&mut events);
-    }
+fn fill_head(frame: &mut [u8], magic: u32, events: u32, last: u64) {
     let len = (frame.len() - FRAME_HEAD) as u32;
     frame[..4].copy_from_slice(&magic.to_le_bytes());
     frame[4..8].copy_from_slice(&len.to_le_bytes());
@@ -324,7 +313,6 @@ fn encode_frame(
     frame[16..24].copy_from_slice(&last.to_le_bytes());
     let sum = crc32fast::hash(&frame[12..]);
     frame[8..12].copy_from_slice(&sum.to_le_bytes());
-    Ok(())
 }
 
 /// The events of a half with their numbers, and the first number. What an older turn left behind the newest frames has lower
@@ -368,7 +356,7 @@ fn events_in(head: &[u8], mut rest: &[u8]) -> Option<(u64, Vec<Event>)> {
     let mut events = Vec::new();
     for _ in 0..count {
         let (head, tail) = (u32_at(rest, 0)? as usize, u32_at(rest, 4)? as usize);
-        let (head, after) = rest.get(8..)?.split_at_checked(head)?;
+        let (head, after) = rest.get(EVENT_HEAD..)?.split_at_checked(head)?;
         let (tail, after) = after.split_at_checked(tail)?;
         events.push((head.to_vec(), tail.to_vec()));
         rest = after;

@@ -99,7 +99,6 @@ impl RecorderSeed {
             coalescer: RefCell::new(Coalescer::new()),
             journal: RefCell::new(journal),
             journaled: Cell::new(0),
-            settled: Cell::new(0),
             detour: Cell::new(0),
             lease: Cell::new(0),
             chunk,
@@ -363,8 +362,6 @@ struct Worker {
     journal: RefCell<Option<Journal>>,
     /// The last event that the journal has.
     journaled: Cell<u64>,
-    /// How many events of the batch were journaled, or need not be.
-    settled: Cell<usize>,
     /// Events up to this one may have gone to the writer without having been journaled.
     detour: Cell<u64>,
     /// Places that were taken from the spool and are not reserved.
@@ -504,16 +501,15 @@ impl Worker {
         };
         let disk = &self.shared.disk;
         let kept = self.coalescer.borrow_mut().grown(|slot, summary| open.keep(disk, slot, None, summary));
-        let batch = self.batch.borrow();
+        let mut batch = self.batch.borrow_mut();
         let appended = self.link.written.load(Ordering::Acquire);
         let outcome = match kept {
-            Ok(()) if self.settled.get() == batch.events() as usize => return true,
-            Ok(()) => open.append(disk, &batch, self.settled.get(), self.recorded.get(), appended),
+            Ok(()) if !batch.has_frame() => return true,
+            Ok(()) => open.append(disk, &mut batch, self.recorded.get(), appended),
             Err(error) => Err(error),
         };
         match outcome {
             Ok(true) => {
-                self.settled.set(batch.events() as usize);
                 self.journaled.set(self.recorded.get());
                 true
             }
@@ -534,7 +530,6 @@ impl Worker {
             self.detour.set(self.recorded.get());
             self.link.expects.store(self.recorded.get(), Ordering::Release);
         }
-        self.settled.set(0);
         self.timed.set(false);
         if self.batch.borrow().is_empty() {
             return;

@@ -31,6 +31,9 @@ use super::{batch, quarantine, segment};
 
 /// No batch is made smaller than this, which holds the longest line.
 const LEAST_BATCH_BYTES: u64 = 128 * 1024;
+/// So many usual batches may go out as one where the writer has coded them: that is a quarter of one in memory, and who takes it
+/// takes eight. Twice as many exchanges are a third more CPU for delivery.
+const BATCHES_IN_A_RUN: usize = 2;
 /// How often the cursor is saved while there is more to send. Being behind costs duplicates after a crash, nothing else.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// The longest that a receiver may ask to wait.
@@ -225,8 +228,12 @@ impl Shipper {
         if !self.sink.takes_frames() {
             return None;
         }
-        let here = self.here()?;
-        let run = self.shared.fresh.run(self.ordinal, self.offset, self.limit)?;
+        let here = self.data()?;
+        let limit = BatchLimit {
+            events: self.limit.events * BATCHES_IN_A_RUN,
+            bytes: self.limit.bytes * BATCHES_IN_A_RUN as u64,
+        };
+        let run = self.shared.fresh.run(self.ordinal, self.offset, limit)?;
         self.state.oldest_ns.store(run.oldest_ns, Ordering::Release);
         match self.sink.send_run(&self.shared.epoch, &run).await? {
             Answer::Acknowledged => {
@@ -244,17 +251,8 @@ impl Shipper {
 
     async fn next_batch(&mut self) -> Option<Current> {
         loop {
-            let here = self.here()?;
+            let here = self.data()?;
             let Here { available, own_epoch, is_last, ref path } = here;
-            if available == 0 && is_last {
-                return None;
-            }
-            if available == 0 {
-                self.ordinal += 1;
-                self.acknowledge(0);
-                let _ = self.writer.send(Message::Delivered); // a closed trail removes nothing
-                continue;
-            }
             let (offset, wanted) = (self.offset, available.min(self.limit.bytes));
             let (buffer, most) = (std::mem::take(&mut self.spare), self.limit.events);
             let path = path.clone();
@@ -276,6 +274,22 @@ impl Shipper {
                 }
                 Err(error) => self.wait_after(format!("the spool cannot be read: {error}"), None).await,
             }
+        }
+    }
+
+    /// The segment at the cursor, once the cursor is in one that has more.
+    fn data(&mut self) -> Option<Here> {
+        loop {
+            let here = self.here()?;
+            if here.available > 0 {
+                return Some(here);
+            }
+            if here.is_last {
+                return None;
+            }
+            self.ordinal += 1;
+            self.acknowledge(0);
+            let _ = self.writer.send(Message::Delivered); // a closed trail removes nothing
         }
     }
 

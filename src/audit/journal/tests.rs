@@ -44,8 +44,8 @@ impl Written {
     }
 
     fn append(&mut self, events: u64, appended: u64) -> bool {
-        let batch = batch(self.last + 1, events);
-        let done = self.journal.append(&self.disk, &batch, 0, self.last + events, appended).unwrap();
+        let mut batch = batch(self.last + 1, events);
+        let done = self.journal.append(&self.disk, &mut batch, self.last + events, appended).unwrap();
         self.last += if done { events } else { 0 };
         done
     }
@@ -92,9 +92,11 @@ fn an_encrypted_journal_is_read_back_and_shows_nothing() {
 #[test]
 fn only_what_is_new_in_a_batch_is_journaled() {
     let mut written = Written::new();
-    let all = batch(1, 5);
-    assert!(written.journal.append(&written.disk, &all, 3, 5, 0).unwrap());
-    assert_eq!(written.left().events, pieces(&batch(4, 2)));
+    let mut growing = batch(1, 3);
+    assert!(written.journal.append(&written.disk, &mut growing, 3, 0).unwrap());
+    growing.append(&batch(4, 2));
+    assert!(written.journal.append(&written.disk, &mut growing, 5, 0).unwrap());
+    assert_eq!(written.left().events, pieces(&batch(1, 5)));
 }
 
 /// If this fails, what is in the segments already is appended to them again.
