@@ -93,7 +93,7 @@ struct Current {
     bytes: u64,
     events: u64,
     own_epoch: bool,
-    /// How much more is there already, in bytes; what is in other segments is not counted, but much.
+    /// How many bytes more are there already; `u64::MAX` where there is another segment.
     left: u64,
 }
 
@@ -436,6 +436,7 @@ impl Shipper {
             );
         }
         *lock(&self.state.last_error) = Some(why);
+        self.state.takes_frames.store(false, Ordering::Release); // nothing is coded in vain while it is down
         self.state.retries.fetch_add(1, Ordering::Release);
         let span =
             self.timing.retry_min.saturating_mul(1 << self.failures.min(16)).min(self.timing.retry_max);

@@ -19,8 +19,7 @@ const TYPE: &str = "application/x-ndjson";
 pub(crate) struct Ndjson {
     pub(super) client: Client,
     path: &'static str,
-    /// phiward's own collector. It reads a body of more than one frame to its end, which is all that RFC 8878 says of one and more
-    /// than some receivers do.
+    /// phiward's own collector, which reads a body of several frames to its end. Other receivers may stop after the first.
     is_collector: bool,
     /// Of the last answer; only a phiward collector gives some.
     receipts: Vec<String>,
