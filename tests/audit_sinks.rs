@@ -186,35 +186,35 @@ fn a_collector_that_keeps_up_gets_what_the_writer_has_coded() {
             let config = SpoolConfig { segment_bytes: 4 * MIB, ..config(spool.path()) };
             let audit = Audit::start(config, &instance(), std::slice::from_ref(&sink)).unwrap();
             let mut shipper = shipper(&audit, &sink, receiver.addr, PATIENCE);
-            let mut frames_by_round = Vec::new();
-            // Long events, so that a write is large on a slow machine too.
-            for (round, fault) in
-                [Fault::Well, Fault::Well, Fault::HalfAnswer, Fault::Status(415)].into_iter().enumerate()
-            {
-                let name = format!("{round}{}", "x".repeat(1400));
+            let mut round = async |fault| {
+                // Long events, so that a write is large on a slow machine too.
+                let name = format!("{}{}", receiver.seen().len(), "x".repeat(1400));
                 std::thread::scope(|scope| {
                     scope.spawn(|| requests(&audit, &name, 200));
                 });
                 receiver.next(fault);
                 let before = receiver.seen().len();
                 finish(&mut shipper).await;
-                frames_by_round.push(receiver.seen()[before..].iter().map(frames_in).collect::<Vec<_>>());
+                receiver.seen()[before..].iter().map(frames_in).collect::<Vec<_>>()
+            };
+            assert_eq!(round(Fault::Well).await[0], 0, "nothing was said yet");
+            // How many writes the events of a round take is the writer's affair: one is possible too.
+            let mut most = 0;
+            for _ in 0..if most_frames > 1 { 50 } else { 3 } {
+                most = most.max(round(Fault::Well).await.into_iter().max().unwrap());
+                if most > 1 {
+                    break;
+                }
             }
+            assert!((most_frames.min(2)..=most_frames).contains(&most), "{most}");
+            let cut = round(Fault::HalfAnswer).await;
+            assert!(cut[0] >= 1 && cut[1] == 0, "{cut:?}");
+            let refused = round(Fault::Status(415)).await;
+            assert!(refused[0] >= 1 && refused[1..].iter().all(|frames| *frames == 0), "{refused:?}");
             audit.close().unwrap();
             finish(&mut shipper).await;
             assert_eq!(once(receiver.stored()), lines(spool.path()));
             assert!(quarantined(spool.path()).is_empty());
-            let [plain, well, cut, refused] = &frames_by_round[..] else { panic!() };
-            assert_eq!(plain[0], 0);
-            assert!(
-                well.iter().any(|frames| *frames >= most_frames.min(2)) && cut[0] >= 1 && refused[0] >= 1,
-                "{frames_by_round:?}"
-            );
-            assert_eq!((cut[1], refused[1..].iter().sum::<usize>()), (0, 0), "{frames_by_round:?}");
-            assert!(
-                frames_by_round.iter().flatten().all(|frames| *frames <= most_frames),
-                "{frames_by_round:?}"
-            );
         });
     }
 }
