@@ -66,30 +66,28 @@ impl Fresh {
     /// What begins at byte `offset` of the segment, as far as `limit` goes.
     pub(crate) fn run(&self, ordinal: u64, offset: u64, limit: BatchLimit) -> Option<Run> {
         let kept = lock(&self.0);
-        let mut run: Option<Run> = None;
-        let mut body = BytesMut::new();
-        let mut end = offset;
-        for piece in kept.pieces.iter().filter(|piece| piece.ordinal == ordinal) {
-            if piece.place.start != end {
-                continue;
-            }
-            let first = run.as_ref().map_or(piece.seqs.start, |run| run.seqs.start);
-            let fits =
-                piece.place.end - offset <= limit.bytes && piece.seqs.end - first <= limit.events as u64;
-            if !fits {
+        let begins = |piece: &Piece, at| (piece.ordinal, piece.place.start) == (ordinal, at);
+        let from = kept.pieces.iter().position(|piece| begins(piece, offset))?;
+        let first = kept.pieces.get(from)?;
+        let (mut body, mut end, mut next_seq) = (BytesMut::new(), offset, first.seqs.start);
+        for piece in kept.pieces.range(from..) {
+            let fits = || {
+                let events = piece.seqs.end - first.seqs.start;
+                piece.place.end - offset <= limit.bytes && events <= limit.events as u64
+            };
+            if !begins(piece, end) || !fits() {
                 break;
             }
-            end = piece.place.end;
             body.extend_from_slice(&piece.coded);
-            let oldest_ns = run.as_ref().map_or(piece.oldest_ns, |run| run.oldest_ns);
-            run = Some(Run {
-                body: Bytes::new(),
-                seqs: first..piece.seqs.end,
-                oldest_ns,
-                stored: end - offset,
-            });
+            (end, next_seq) = (piece.place.end, piece.seqs.end);
         }
-        run.map(|run| Run { body: body.freeze(), ..run })
+        let run = Run {
+            body: body.freeze(),
+            seqs: first.seqs.start..next_seq,
+            oldest_ns: first.oldest_ns,
+            stored: end - offset,
+        };
+        Some(run).filter(|run| run.stored > 0)
     }
 
     /// Forgets what stands before byte `offset` of the segment.
@@ -136,6 +134,7 @@ mod tests {
             (run.seqs, run.stored, run.oldest_ns, &run.body[..]),
             (0..20, 2000, 0, &[0, 0, 10, 10, 10][..])
         );
+        assert_eq!(fresh.run(1, 3000, USUAL).unwrap().seqs, 30..40, "the next one is of another segment");
         assert_eq!(fresh.run(2, 0, USUAL).unwrap().body.len(), 5);
         for limit in [BatchLimit { events: 19, ..USUAL }, BatchLimit { bytes: 1999, ..USUAL }] {
             assert_eq!(fresh.run(1, 0, limit).unwrap().seqs, 0..10, "{limit:?}");

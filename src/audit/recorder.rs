@@ -615,7 +615,7 @@ async fn pump(worker: Weak<Worker>, link: Arc<WorkerLink>) {
                 worker.flush();
             }
         } else {
-            // What it ran for has gone. The next events have a time of their own, or the writer would come for a few of them.
+            // What it ran for has gone by size. Were it not begun anew, the writer would come again at once for a few events.
             running = false;
         }
         let due = worker.coalescer.borrow().due();
