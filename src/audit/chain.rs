@@ -10,6 +10,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 
 use super::encode::SCHEMA;
+use super::frame::Pieces;
 use super::merkle::Hash;
 use super::{check, json};
 
@@ -109,7 +110,7 @@ impl Chain {
 
     /// Appends the event as the next record of the chain, with its line end, and gives its hash. `instance` is the encoded
     /// member.
-    pub(crate) fn append(&mut self, out: &mut Vec<u8>, head: &[u8], instance: &[u8], tail: &[u8]) -> Hash {
+    pub(crate) fn append(&mut self, out: &mut Vec<u8>, event: Pieces<'_>, instance: &[u8]) -> Hash {
         let record = out.len();
         // What is hashed is written behind a gap, in one piece: the hash stands near the front of a line and is known last. The
         // gap is as long as the hash member without the zero byte that is hashed and not written, so that only what stands
@@ -125,14 +126,14 @@ impl Chain {
         out.extend_from_slice(b"\",\"seq\":");
         json::integer(out, self.next_seq);
         out.extend_from_slice(b"},");
-        out.extend_from_slice(head);
+        event.head.iter().for_each(|piece| out.extend_from_slice(piece));
         out.extend_from_slice(b"\"id\":\"");
         out.extend_from_slice(self.epoch.0.as_bytes());
         out.push(b':');
         json::integer(out, self.next_seq);
         out.extend_from_slice(b"\",");
         out.extend_from_slice(instance);
-        out.extend_from_slice(tail);
+        event.tail.iter().for_each(|piece| out.extend_from_slice(piece));
         let hash = digest_of(&out[record + HASH_MEMBER - 1..]);
         self.prev.copy_from_slice(json::hex_pairs(&hash).as_flattened());
         self.next_seq += 1;

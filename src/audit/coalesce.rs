@@ -10,8 +10,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::clock::InstantText;
-use super::encode::{self, Batch};
+use super::encode;
 use super::event::{ConnFragment, Decision, PolicyFragment};
+use super::frame::{Batch, Pieces};
 use super::journal;
 use super::json::Members;
 
@@ -122,7 +123,7 @@ impl Coalescer {
     /// What `keep` says; the summary is given again.
     pub(crate) fn grown<E>(
         &mut self,
-        mut keep: impl FnMut(usize, (&[u8], &[u8])) -> Result<(), E>,
+        mut keep: impl FnMut(usize, Pieces<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         for (number, slot) in self.slots.iter_mut().enumerate() {
             if let Some(window) = slot.window.as_mut().filter(|window| window.changed) {
@@ -221,9 +222,9 @@ impl Window {
 
 /// Writes the members that are the same for all denials of a kind; gives where those before `id` end.
 fn write_kind(out: &mut Vec<u8>, denial: &Denial<'_>) -> usize {
-    out.extend_from_slice(denial.conn.origin.as_bytes());
+    out.extend_from_slice(denial.conn.0.origin.as_bytes());
     encode::decision(&mut Members::new(out), &denial.decision, denial.policy);
     let head_end = out.len();
-    out.extend_from_slice(denial.conn.subject.as_bytes());
+    out.extend_from_slice(denial.conn.0.subject.as_bytes());
     head_end
 }

@@ -10,7 +10,7 @@ use super::event::{
     AccessComplete, AccessDecision, ConnFragment, ConnRejected, ControlEvent, Decision, EVENT_TYPES,
     HttpFacts, InstanceFacts, PolicyFragment, PostureFacts,
 };
-use super::journal::{EVENT_HEAD, FRAME_HEAD};
+use super::frame::{Batch, Begun};
 use super::json::Members;
 use super::pseudonym::Pseudonym;
 
@@ -21,84 +21,23 @@ const SCHEMA_MEMBER: &[u8] = br#""schema":"phiward.audit/1","#;
 /// The most path parameters that an event holds; see `json::MAX_STRING`.
 const MAX_PARAMS: usize = 64;
 
-/// What a busy worker gathers before it sends it to the writer (see `recorder`), and some more.
-const KEPT_BYTES: usize = 192 * 1024;
-
-/// Encoded events that travel to the writer together: a head and a tail each. Those of a turn stand as a frame of the journal, so that
-/// they are written to it from where they are.
-#[derive(Default)]
-pub(crate) struct Batch {
-    bytes: Vec<u8>,
-    cuts: Vec<Cut>,
-    /// Where the frame begins that is not journaled, and how many events it has.
-    frame: Option<(usize, u32)>,
-}
-
-#[derive(Clone, Copy)]
-struct Cut {
-    from: usize,
-    head_end: usize,
-    tail_end: usize,
-}
-
 impl Batch {
-    pub(crate) fn events(&self) -> u64 {
-        self.cuts.len() as u64
-    }
-
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes.len() as u64
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.cuts.is_empty()
-    }
-
-    /// Makes the buffers empty, and small again after a burst.
-    pub(crate) fn clear(&mut self) {
-        self.bytes.clear();
-        self.bytes.shrink_to(KEPT_BYTES);
-        self.cuts.clear();
-        self.cuts.shrink_to(KEPT_BYTES / 256);
-        self.frame = None;
-    }
-
-    /// Each event's head and tail, in the order they were recorded.
-    pub(crate) fn pieces(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let piece = |from: usize, to: usize| &self.bytes[from..to];
-        self.cuts.iter().map(move |cut| (piece(cut.from, cut.head_end), piece(cut.head_end, cut.tail_end)))
-    }
-
-    /// Whether there are events that [`Batch::frame`] has not given.
-    pub(crate) fn has_frame(&self) -> bool {
-        self.frame.is_some()
-    }
-
-    /// The events since the last time as a frame, whose head is not filled in, and how many they are. The next ones begin another.
-    pub(crate) fn frame(&mut self) -> Option<(&mut [u8], u32)> {
-        let (from, events) = self.frame.take()?;
-        Some((&mut self.bytes[from..], events))
-    }
-
     pub(crate) fn decision(&mut self, ev: &AccessDecision<'_>, clock: &mut InstantText) {
-        let out = self.begin();
-        out.extend_from_slice(ev.conn.conn.as_bytes());
-        let mut head = Members::new(out);
+        let mut event = self.begin(Some(ev.conn));
+        let mut head = Members::new(event.out());
         decision(&mut head, &ev.decision, ev.policy);
         if !ev.http.version.is_empty() {
             head.object("http", |m| http(m, &ev.http));
         }
-        let head_end = out.len();
-        let mut tail = Members::new(out);
-        request(&mut tail, ev.request_id, ev.trace_id);
-        self.end(head_end, ev.conn.subject.as_bytes(), clock, ev.time_unix_ns, "access.decision");
+        event.head_ends();
+        request(&mut Members::new(event.out()), ev.request_id, ev.trace_id);
+        end(event, b"", clock, ev.time_unix_ns, "access.decision");
     }
 
     pub(crate) fn complete(&mut self, ev: &AccessComplete<'_>, clock: &mut InstantText) {
-        let out = self.begin();
-        out.extend_from_slice(ev.conn.conn.as_bytes());
-        let head_end = out.len();
-        let mut tail = Members::new(out);
+        let mut event = self.begin(Some(ev.conn));
+        event.head_ends();
+        let mut tail = Members::new(event.out());
         request(&mut tail, ev.request_id, ev.trace_id);
         tail.object("response", |m| {
             m.flag("aborted", ev.response.aborted);
@@ -110,7 +49,7 @@ impl Batch {
                 m.number("status", u64::from(ev.response.status));
             }
         });
-        self.end(head_end, ev.conn.subject.as_bytes(), clock, ev.time_unix_ns, "access.complete");
+        end(event, b"", clock, ev.time_unix_ns, "access.complete");
     }
 
     pub(crate) fn conn_rejected(
@@ -119,11 +58,10 @@ impl Batch {
         conn: &ConnFragment,
         clock: &mut InstantText,
     ) {
-        let out = self.begin();
-        out.extend_from_slice(conn.conn.as_bytes());
-        decision(&mut Members::new(out), &ev.decision(), None);
-        let head_end = out.len();
-        self.end(head_end, conn.subject.as_bytes(), clock, ev.time_unix_ns, "conn.rejected");
+        let mut event = self.begin(Some(conn));
+        decision(&mut Members::new(event.out()), &ev.decision(), None);
+        event.head_ends();
+        end(event, b"", clock, ev.time_unix_ns, "conn.rejected");
     }
 
     /// A summary: the members before `id` and the subject as they were encoded before, and what was counted.
@@ -134,44 +72,34 @@ impl Batch {
         time: u64,
         counted: impl FnOnce(&mut Members<'_>),
     ) {
-        let out = self.begin();
-        out.extend_from_slice(head);
-        let head_end = out.len();
+        let mut event = self.begin(None);
+        event.out().extend_from_slice(head);
+        event.head_ends();
         let mut middle = subject.to_vec();
         Members::new(&mut middle).object("summary", counted);
-        self.end(head_end, &middle, clock, time, "audit.summary");
-    }
-
-    /// Takes over the events of another batch.
-    pub(crate) fn append(&mut self, other: &Self) {
-        for (head, tail) in other.pieces() {
-            let out = self.begin();
-            out.extend_from_slice(head);
-            let head_end = out.len();
-            out.extend_from_slice(tail);
-            self.cut(head_end);
-        }
+        end(event, &middle, clock, time, "audit.summary");
     }
 
     pub(crate) fn control(&mut self, ev: &ControlEvent, clock: &mut InstantText) {
-        let head_end = self.begin().len();
+        let mut event = self.begin(None);
+        event.head_ends();
         match ev {
             ControlEvent::PolicyLoaded { time_unix_ns, revision, sha256 } => {
-                self.tail().object("policy", |m| {
+                Members::new(event.out()).object("policy", |m| {
                     m.text_opt("revision", revision.as_deref());
                     m.text("sha256", sha256);
                 });
-                self.end(head_end, b"", clock, *time_unix_ns, "policy.loaded");
+                end(event, b"", clock, *time_unix_ns, "policy.loaded");
             }
             ControlEvent::PolicyShadow { time_unix_ns, revision, sha256 } => {
-                self.tail().object("policy", |m| {
+                Members::new(event.out()).object("policy", |m| {
                     m.text("revision", revision);
                     m.text("sha256", sha256);
                 });
-                self.end(head_end, b"", clock, *time_unix_ns, "policy.shadow");
+                end(event, b"", clock, *time_unix_ns, "policy.shadow");
             }
             ControlEvent::PolicyRefused { time_unix_ns, sha256, errors, first_at } => {
-                self.tail().object("policy", |m| {
+                Members::new(event.out()).object("policy", |m| {
                     if let Some((_, column)) = first_at {
                         m.number("column", *column);
                     }
@@ -181,7 +109,7 @@ impl Batch {
                     }
                     m.text_opt("sha256", sha256.as_deref());
                 });
-                self.end(head_end, b"", clock, *time_unix_ns, "policy.refused");
+                end(event, b"", clock, *time_unix_ns, "policy.refused");
             }
             ControlEvent::IdentityRotated { time_unix_ns, spiffe_id, cert_sha256, not_after_unix_s } => {
                 let mut svid = Vec::with_capacity(256);
@@ -191,18 +119,19 @@ impl Batch {
                     m.plain("not_after", |out| InstantText::new().write(out, not_after));
                     m.text("spiffe_id", spiffe_id);
                 });
-                self.end(head_end, &svid, clock, *time_unix_ns, "identity.rotated");
+                end(event, &svid, clock, *time_unix_ns, "identity.rotated");
             }
             ControlEvent::IdentityLost { time_unix_ns, reason } => {
                 let mut svid = Vec::with_capacity(64);
                 Members::new(&mut svid).object("svid", |m| m.text("reason", reason));
-                self.end(head_end, &svid, clock, *time_unix_ns, "identity.lost");
+                end(event, &svid, clock, *time_unix_ns, "identity.lost");
             }
         }
     }
 
     pub(crate) fn trail(&mut self, ev: &TrailEvent, clock: &mut InstantText, now_unix_ns: u64) {
-        let out = self.begin();
+        let mut event = self.begin(None);
+        let out = event.out();
         match ev {
             TrailEvent::Checkpoint(sealed) => Members::new(out).object("checkpoint", |m| sealed.write(m)),
             TrailEvent::Close { reason, checkpoint } => Members::new(out).object("close", |m| {
@@ -221,10 +150,10 @@ impl Batch {
                 m.plain("to", |out| InstantText::new().write(out, *to_unix_ns));
             });
         }
-        let head_end = out.len();
+        event.head_ends();
         let kind = match ev {
             TrailEvent::Open { recovery, lost_bytes, recovered, previous, key, tls } => {
-                self.tail().object("open", |m| {
+                Members::new(event.out()).object("open", |m| {
                     m.text_opt("checkpoint_key", key.as_ref().map(|key| key.verifier.as_str()));
                     if *lost_bytes > 0 {
                         m.number("lost_bytes", *lost_bytes);
@@ -258,7 +187,7 @@ impl Batch {
                 "audit.open"
             }
             TrailEvent::Quarantine { sink, reason, status, first_id, last_id, events } => {
-                self.tail().object("quarantine", |m| {
+                Members::new(event.out()).object("quarantine", |m| {
                     m.number("events", *events);
                     m.text("first_id", first_id);
                     m.text("last_id", last_id);
@@ -274,54 +203,24 @@ impl Batch {
             TrailEvent::Close { .. } => "audit.close",
             TrailEvent::Gap { .. } => "audit.gap",
         };
-        self.end(head_end, b"", clock, now_unix_ns, kind);
+        end(event, b"", clock, now_unix_ns, kind);
     }
+}
 
-    fn tail(&mut self) -> Members<'_> {
-        Members::new(&mut self.bytes)
-    }
-
-    /// The members every event ends with; `subject_or_svid` stands between `schema` and `time` in canonical order.
-    fn end(
-        &mut self,
-        head_end: usize,
-        subject_or_svid: &[u8],
-        clock: &mut InstantText,
-        time: u64,
-        kind: &'static str,
-    ) {
-        debug_assert!(EVENT_TYPES.contains(&kind), "{kind} is not in the schema");
-        let out = &mut self.bytes;
-        out.extend_from_slice(SCHEMA_MEMBER);
-        out.extend_from_slice(subject_or_svid);
-        out.extend_from_slice(b"\"time\":\"");
-        clock.write(out, time);
-        out.extend_from_slice(b"\",\"type\":\"");
-        out.extend_from_slice(kind.as_bytes());
-        out.extend_from_slice(b"\"}");
-        self.cut(head_end);
-    }
-
-    /// Begins an event.
-    fn begin(&mut self) -> &mut Vec<u8> {
-        let from = self.bytes.len();
-        let (_, events) = self.frame.get_or_insert((from, 0));
-        let first = *events == 0;
-        *events += 1;
-        self.bytes.resize(from + if first { FRAME_HEAD } else { 0 } + EVENT_HEAD, 0);
-        let from = self.bytes.len();
-        self.cuts.push(Cut { from, head_end: from, tail_end: from });
-        &mut self.bytes
-    }
-
-    /// Ends the event that was begun last: its head ends there.
-    fn cut(&mut self, head_end: usize) {
-        let tail_end = self.bytes.len();
-        let Some(cut) = self.cuts.last_mut() else { return }; // it was begun
-        (cut.head_end, cut.tail_end) = (head_end, tail_end);
-        let lengths = [head_end - cut.from, tail_end - head_end].map(|len| (len as u32).to_le_bytes());
-        self.bytes[cut.from - EVENT_HEAD..cut.from].copy_from_slice(lengths.as_flattened());
-    }
+/// Ends an event with the members that all end with; `summary_or_svid`, and a subject that is not of a connection, stand between `schema` and
+/// `time` in canonical order.
+fn end(mut event: Begun<'_>, summary_or_svid: &[u8], clock: &mut InstantText, time: u64, kind: &'static str) {
+    debug_assert!(EVENT_TYPES.contains(&kind), "{kind} is not in the schema");
+    event.out().extend_from_slice(SCHEMA_MEMBER);
+    event.subject_belongs_here();
+    let out = event.out();
+    out.extend_from_slice(summary_or_svid);
+    out.extend_from_slice(b"\"time\":\"");
+    clock.write(out, time);
+    out.extend_from_slice(b"\",\"type\":\"");
+    out.extend_from_slice(kind.as_bytes());
+    out.extend_from_slice(b"\"}");
+    event.end();
 }
 
 /// The events that the trail writes about itself.

@@ -119,9 +119,12 @@ pub struct SubjectFacts<'a> {
     pub cert_sha256: &'a str,
 }
 
-/// The members `conn` and `subject`, encoded once a connection.
+/// The members `conn` and `subject`, encoded once a connection. Clones share them.
 #[derive(Debug, Clone)]
-pub struct ConnFragment {
+pub struct ConnFragment(pub(super) Arc<ConnMembers>);
+
+#[derive(Debug)]
+pub(super) struct ConnMembers {
     pub(super) conn: Box<str>,
     pub(super) subject: Box<str>,
     /// The member `conn` of a summary, which many connections have a part in.
@@ -157,7 +160,12 @@ impl ConnFragment {
                 });
             }
         });
-        Self { conn, subject, origin }
+        Self(Arc::new(ConnMembers { conn, subject, origin }))
+    }
+
+    /// Whether it is a clone of the other.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::cipher::{Cipher, Opener, SpoolKey};
-use super::encode::Batch;
+use super::frame::{self, Batch, Event, FRAME_HEAD, Pieces};
 use super::segment::Disk;
 
 mod kept;
@@ -37,15 +37,10 @@ const HALVES_AT: u64 = HEADER_BYTES + (SLOTS * kept::SLOT_BYTES) as u64;
 const OWNER_AT: u64 = 1024;
 const MARK_MAGIC: u32 = 0x7068_6d31;
 /// Ends in the version of the file's layout.
-const OWNER_MAGIC: u32 = 0x7068_6f32;
+const OWNER_MAGIC: u32 = 0x7068_6f33;
 const FRAME_MAGIC: u32 = 0x7068_6631;
 /// Of a frame whose events are encrypted.
 const ENCRYPTED_FRAME_MAGIC: u32 = 0x7068_6632;
-/// The head of a frame: magic, length of what follows the head, checksum of all after it, number of events, number of the last
-/// one. Events follow, each behind its own head.
-pub(crate) const FRAME_HEAD: usize = 24;
-/// The head of an event in a frame: the lengths of its head and tail.
-pub(crate) const EVENT_HEAD: usize = 8;
 /// A half holds what a busy worker records in some milliseconds, and both together stay in a CPU's cache.
 const HALF_BYTES: u64 = 256 * 1024;
 const MIN_HALF_BYTES: u64 = 16 * 1024;
@@ -90,7 +85,7 @@ pub(crate) struct Left {
     /// The events up to `mark.position` are in segments, and no later one is in a record before `mark.next_seq`.
     pub(crate) mark: Mark,
     /// Later events, in the order they were recorded: head and tail each.
-    pub(crate) events: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) events: Vec<Event>,
 }
 
 /// How far the segments have come.
@@ -157,10 +152,11 @@ impl Journal {
         disk: &Disk,
         slot: usize,
         number: Option<u64>,
-        (head, tail): (&[u8], &[u8]),
+        event: Pieces<'_>,
     ) -> io::Result<()> {
+        let (head, tail) = event.to_event();
         debug_assert!(slot < SLOTS && fits_slot(head.len() + tail.len()));
-        kept::encode(&mut self.scratch, number, head, tail, self.cipher.as_mut())?;
+        kept::encode(&mut self.scratch, number, &head, &tail, self.cipher.as_mut())?;
         disk.write_at(&self.file, &self.scratch, HEADER_BYTES + (slot * kept::SLOT_BYTES) as u64)
     }
 
@@ -303,8 +299,6 @@ pub(crate) fn read(path: &Path) -> io::Result<Option<Left>> {
     Ok(Some(Left { owner, mark, events }))
 }
 
-type Event = (Vec<u8>, Vec<u8>);
-
 fn fill_head(frame: &mut [u8], magic: u32, events: u32, last: u64) {
     let len = (frame.len() - FRAME_HEAD) as u32;
     frame[..4].copy_from_slice(&magic.to_le_bytes());
@@ -341,7 +335,8 @@ fn decode_frame(at: &[u8]) -> io::Result<Option<(u64, Vec<Event>, usize)>> {
     if magic == ENCRYPTED_FRAME_MAGIC && !Opener::default().open(&mut events)? {
         return Ok(None);
     }
-    Ok(events_in(frame, &events).map(|(last, events)| (last, events, frame.len())))
+    let (Some(count), Some(last)) = (u32_at(frame, 12), u64_at(frame, 16)) else { return Ok(None) };
+    Ok(frame::events(count, &events).map(|events| (last, events, frame.len())))
 }
 
 fn whole_frame(at: &[u8]) -> Option<(u32, &[u8])> {
@@ -349,19 +344,6 @@ fn whole_frame(at: &[u8]) -> Option<(u32, &[u8])> {
     let end = FRAME_HEAD.checked_add(u32_at(at, 4)? as usize)?;
     let frame = at.get(..end)?;
     (u32_at(frame, 8)? == crc32fast::hash(&frame[12..])).then_some((magic, frame))
-}
-
-fn events_in(head: &[u8], mut rest: &[u8]) -> Option<(u64, Vec<Event>)> {
-    let (count, last) = (u32_at(head, 12)?, u64_at(head, 16)?);
-    let mut events = Vec::new();
-    for _ in 0..count {
-        let (head, tail) = (u32_at(rest, 0)? as usize, u32_at(rest, 4)? as usize);
-        let (head, after) = rest.get(EVENT_HEAD..)?.split_at_checked(head)?;
-        let (tail, after) = after.split_at_checked(tail)?;
-        events.push((head.to_vec(), tail.to_vec()));
-        rest = after;
-    }
-    Some((last, events))
 }
 
 fn decode_mark(slot: &[u8]) -> Option<Mark> {

@@ -28,6 +28,7 @@ mod encode;
 mod event;
 mod export;
 mod feed;
+mod frame;
 mod fresh;
 mod index;
 mod journal;
@@ -103,7 +104,8 @@ pub use verify::{
 use chain::{Chain, Epoch};
 use cipher::Cipher;
 use clock::{InstantText, unix_ns};
-use encode::{Batch, TrailEvent};
+use encode::TrailEvent;
+use frame::Batch;
 use progress::SinkState;
 use seal::Sealer;
 use segment::{Disk, SegmentFile};
@@ -375,8 +377,8 @@ fn begin(
     batch.trail(opened, &mut InstantText::new(), unix_ns());
     let mut file = SegmentFile::create(config.dir.join(segment::name(chain.epoch(), 0)))?;
     let mut line = Vec::new();
-    for (head, tail) in batch.pieces() {
-        sealer.append(chain.append(&mut line, head, instance, tail));
+    for event in batch.pieces() {
+        sealer.append(chain.append(&mut line, event, instance));
     }
     let line = encrypted(cipher, line)?;
     let disk = Disk::default();

@@ -20,8 +20,8 @@ use tokio::time::Instant;
 
 use super::clock::{InstantText, unix_ns};
 use super::coalesce::{Coalescer, Denial, Verdict};
-use super::encode::Batch;
 use super::event::{AccessComplete, AccessDecision, ConnFragment, ConnRejected};
+use super::frame::Batch;
 use super::journal::{self, Journal, Owner};
 use super::spool::{Durability, Health, OnFailure, PLACE_BYTES, Shared, WorkerLink};
 use super::wait::{Level, Waiters};

@@ -13,6 +13,7 @@ use super::chain::{Chain, Epoch, Record};
 use super::cipher::Cipher;
 use super::encode::Previous;
 use super::encrypted;
+use super::frame::Pieces;
 use super::journal::{self, Left};
 use super::lines::Lines;
 use super::recover::Last;
@@ -38,9 +39,9 @@ pub(crate) fn bring_over(
         let mut chain = Chain::resume(epoch, last.record.seq + 1, last.record.hash.as_bytes());
         let mut out = Vec::new();
         for left in &left {
-            for (head, tail) in &left.events {
+            for event @ (head, tail) in &left.events {
                 if !appended.has(left, head, tail) {
-                    chain.append(&mut out, head, &left.owner.instance, tail);
+                    chain.append(&mut out, Pieces::of(event), &left.owner.instance);
                     recovered += 1;
                 }
             }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::Notify;
 
 use super::cipher::SpoolKey;
-use super::encode::Batch;
+use super::frame::Batch;
 use super::fresh::Fresh;
 use super::journal::Marker;
 use super::progress::SinkState;

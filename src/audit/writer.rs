@@ -17,8 +17,9 @@ use super::batch;
 use super::chain::Chain;
 use super::cipher::Cipher;
 use super::clock::{InstantText, unix_ns};
-use super::encode::{Batch, TrailEvent};
+use super::encode::TrailEvent;
 use super::event::ControlEvent;
+use super::frame::Batch;
 use super::fresh::{self, Piece};
 use super::journal::Mark;
 use super::seal::Sealer;
@@ -195,12 +196,12 @@ impl Writer {
     /// Chains the events of a batch into `out` and takes their bytes from the budget.
     fn chain_up(&mut self, batch: &Batch) {
         let before = self.out.len();
-        for (head, tail) in batch.pieces() {
+        for event in batch.pieces() {
             let record = match &mut self.cipher {
-                None => self.chain.append(&mut self.out, head, &self.shared.instance, tail),
+                None => self.chain.append(&mut self.out, event, &self.shared.instance),
                 Some(cipher) => {
                     self.plain.clear();
-                    let record = self.chain.append(&mut self.plain, head, &self.shared.instance, tail);
+                    let record = self.chain.append(&mut self.plain, event, &self.shared.instance);
                     if let Err(error) = cipher.lines(&mut self.out, &self.plain) {
                         // It never does: the key and the length are what the library takes.
                         tracing::error!(%error, "an audit record cannot be encrypted");

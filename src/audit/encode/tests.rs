@@ -83,7 +83,7 @@ fn every_kind(text: &str) -> Batch {
         m.number("count", 7);
         m.texts("templates", &[text, text]);
     };
-    batch.summary((conn.origin.as_bytes(), conn.subject.as_bytes()), clock, NOW, counted);
+    batch.summary((conn.0.origin.as_bytes(), conn.0.subject.as_bytes()), clock, NOW, counted);
     for event in [
         ControlEvent::PolicyLoaded { time_unix_ns: NOW, revision: some(), sha256: text.into() },
         ControlEvent::PolicyShadow { time_unix_ns: NOW, revision: text.into(), sha256: text.into() },
@@ -166,8 +166,8 @@ fn chained(batch: &Batch, text: &str) -> Vec<Vec<u8>> {
     let instance = instance(&facts);
     let mut chain = Chain::new(Epoch::generate(NOW / 1_000_000, None));
     let mut out = Vec::new();
-    for (head, tail) in batch.pieces() {
-        chain.append(&mut out, head, &instance, tail);
+    for event in batch.pieces() {
+        chain.append(&mut out, event, &instance);
     }
     out.split(|b| *b == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect()
 }

@@ -6,8 +6,9 @@
 
 use std::io;
 
-use super::{Event, u32_at, u64_at};
+use super::{u32_at, u64_at};
 use crate::audit::cipher::{self, Cipher, Opener};
+use crate::audit::frame::Event;
 
 /// How many there are.
 pub(crate) const SLOTS: usize = 32;

@@ -21,7 +21,7 @@ fn batch(from: u64, events: u64) -> Batch {
 }
 
 fn pieces(batch: &Batch) -> Vec<(Vec<u8>, Vec<u8>)> {
-    batch.pieces().map(|(head, tail)| (head.to_vec(), tail.to_vec())).collect()
+    batch.pieces().map(Pieces::to_event).collect()
 }
 
 struct Written {
@@ -82,7 +82,7 @@ fn an_encrypted_journal_is_read_back_and_shows_nothing() {
         assert!(written.append(events, 0));
     }
     let counting = pieces(&batch(40, 1)).remove(0);
-    written.journal.keep(&written.disk, 3, None, (&counting.0, &counting.1)).unwrap();
+    written.journal.keep(&written.disk, 3, None, Pieces::of(&counting)).unwrap();
     let shown = std::fs::read(written.path()).unwrap();
     assert!(!shown.windows(9).any(|part| part == b"audit.gap"));
     assert_eq!(written.left().events, [pieces(&batch(1, 6)), vec![counting]].concat());
@@ -175,7 +175,7 @@ fn no_bytes_make_it_panic() {
     let mut written = Written::new();
     assert!(written.append(3, 0));
     let all = pieces(&batch(1, 3));
-    written.journal.keep(&written.disk, 0, None, (&all[0].0, &all[0].1)).unwrap();
+    written.journal.keep(&written.disk, 0, None, Pieces::of(&all[0])).unwrap();
     let whole = std::fs::read(written.path()).unwrap();
     let mut random = fastrand::Rng::with_seed(7);
     for _ in 0..2000 {
@@ -223,7 +223,7 @@ fn a_kept_event_is_left_until_it_is_among_the_others() {
     let (kept, ended) = (batch(70, 1), batch(80, 1));
     let (kept, ended) = (pieces(&kept).remove(0), pieces(&ended).remove(0));
     let keep = |written: &mut Written, slot, number, event: &(Vec<u8>, Vec<u8>)| {
-        written.journal.keep(&written.disk, slot, number, (&event.0, &event.1)).unwrap();
+        written.journal.keep(&written.disk, slot, number, Pieces::of(event)).unwrap();
     };
     assert!(written.append(2, 0));
     keep(&mut written, 0, None, &kept);
