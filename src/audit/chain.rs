@@ -28,6 +28,18 @@ const HASH_MEMBER: usize = BEFORE_HASH.len() + 64 + 2;
 const BEFORE_PREV: &[u8] = b"\"prev\":\"";
 const BEFORE_SEQ: &[u8] = b"\"seq\":";
 
+/// Where the parts of a record end, counted from its beginning: what stands before the hash, the hash, what stands before `prev`, `prev`, the
+/// rest of `chain`, the event's five pieces with `id` and `instance` between them; the line end is in the last.
+pub(crate) type Ends = [u32; 12];
+/// The first part of the event.
+pub(crate) const EVENT: usize = 5;
+
+/// A record that was appended.
+pub(crate) struct Appended {
+    pub(crate) hash: Hash,
+    pub(crate) ends: Ends,
+}
+
 /// One process lifetime of a spool: a UUIDv7 (RFC 9562 section 5.7), so that names sort by time and never meet.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Epoch(Box<str>);
@@ -108,9 +120,8 @@ impl Chain {
         self.next_seq
     }
 
-    /// Appends the event as the next record of the chain, with its line end, and gives its hash. `instance` is the encoded
-    /// member.
-    pub(crate) fn append(&mut self, out: &mut Vec<u8>, event: Pieces<'_>, instance: &[u8]) -> Hash {
+    /// Appends the event as the next record of the chain, with its line end. `instance` is the encoded member.
+    pub(crate) fn append(&mut self, out: &mut Vec<u8>, event: Pieces<'_>, instance: &[u8]) -> Appended {
         let record = out.len();
         // What is hashed is written behind a gap, in one piece: the hash stands near the front of a line and is known last. The
         // gap is as long as the hash member without the zero byte that is hashed and not written, so that only what stands
@@ -125,15 +136,19 @@ impl Chain {
         out.extend_from_slice(&self.prev);
         out.extend_from_slice(b"\",\"seq\":");
         json::integer(out, self.next_seq);
-        out.extend_from_slice(b"},");
-        event.head.iter().for_each(|piece| out.extend_from_slice(piece));
+        let end_of = |part: &[u8], out: &mut Vec<u8>| {
+            out.extend_from_slice(part);
+            (out.len() - record) as u32
+        };
+        let chain = end_of(b"},", out);
+        let [conn, head] = event.head.map(|part| end_of(part, out));
         out.extend_from_slice(b"\"id\":\"");
         out.extend_from_slice(self.epoch.0.as_bytes());
         out.push(b':');
         json::integer(out, self.next_seq);
-        out.extend_from_slice(b"\",");
-        out.extend_from_slice(instance);
-        event.tail.iter().for_each(|piece| out.extend_from_slice(piece));
+        let id = end_of(b"\",", out);
+        let instance = end_of(instance, out);
+        let [tail, subject, after_subject] = event.tail.map(|part| end_of(part, out));
         let hash = digest_of(&out[record + HASH_MEMBER - 1..]);
         self.prev.copy_from_slice(json::hex_pairs(&hash).as_flattened());
         self.next_seq += 1;
@@ -145,7 +160,23 @@ impl Chain {
         value.copy_from_slice(&self.prev);
         end.copy_from_slice(b"\",");
         out.push(b'\n');
-        hash
+        let hash_at = (after_epoch - record - HASH_MEMBER + BEFORE_HASH.len()) as u32;
+        let prev_at = (after_epoch - record + BEFORE_PREV.len()) as u32;
+        let ends = [
+            hash_at,
+            hash_at + 64,
+            prev_at,
+            prev_at + 64,
+            chain,
+            conn,
+            head,
+            id,
+            instance,
+            tail,
+            subject,
+            after_subject + 1,
+        ];
+        Appended { hash, ends }
     }
 }
 

@@ -46,11 +46,13 @@ mod read;
 mod receipt;
 mod recorder;
 mod recover;
+mod repeats;
 mod replay;
 mod retention;
 mod seal;
 mod secret;
 mod segment;
+mod sequences;
 mod ship;
 mod show;
 mod sink;
@@ -378,7 +380,7 @@ fn begin(
     let mut file = SegmentFile::create(config.dir.join(segment::name(chain.epoch(), 0)))?;
     let mut line = Vec::new();
     for event in batch.pieces() {
-        sealer.append(chain.append(&mut line, event, instance));
+        sealer.append(chain.append(&mut line, event, instance).hash);
     }
     let line = encrypted(cipher, line)?;
     let disk = Disk::default();

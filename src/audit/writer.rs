@@ -22,9 +22,9 @@ use super::event::ControlEvent;
 use super::frame::Batch;
 use super::fresh::{self, Piece};
 use super::journal::Mark;
+use super::repeats::Repeats;
 use super::seal::Sealer;
 use super::segment::{self, SegmentFile};
-use super::sink_coding::Coder;
 use super::spool::{Health, PLACE_BYTES, Segment, Shared, WorkerLink, footprint};
 
 /// The most that is gathered before a write, or a segment where that is smaller; a burst beyond it takes another.
@@ -60,7 +60,7 @@ pub(crate) struct Writer {
     /// A record that is not encrypted yet.
     plain: Vec<u8>,
     ahead: Ahead,
-    coder: Coder,
+    repeats: Option<Repeats>,
     clock: InstantText,
     /// Records that were chained and not written yet.
     out: Vec<u8>,
@@ -105,7 +105,7 @@ impl Writer {
             cipher,
             plain: Vec::new(),
             ahead,
-            coder: Coder::default(),
+            repeats: None,
             clock,
             out,
             out_events: 0,
@@ -127,7 +127,7 @@ impl Writer {
             }
             match self.next_message() {
                 Some(message) => self.take(message),
-                None => self.coder.rest(),
+                None => self.repeats = None,
             }
             while self.out.len() < most && self.ending.is_none() {
                 let Ok(message) = self.inbox.try_recv() else { break };
@@ -196,7 +196,15 @@ impl Writer {
     /// Chains the events of a batch into `out` and takes their bytes from the budget.
     fn chain_up(&mut self, batch: &Batch) {
         let before = self.out.len();
+        if before == 0 {
+            if self.cipher.is_none() && self.shared.wants_frames() {
+                self.repeats.get_or_insert_with(Repeats::new).begin();
+            } else {
+                self.repeats = None;
+            }
+        }
         for event in batch.pieces() {
+            let at = self.out.len();
             let record = match &mut self.cipher {
                 None => self.chain.append(&mut self.out, event, &self.shared.instance),
                 Some(cipher) => {
@@ -210,7 +218,10 @@ impl Writer {
                     record
                 }
             };
-            self.sealer.append(record);
+            if let Some(repeats) = &mut self.repeats {
+                repeats.record(&self.out, at, record.ends);
+            }
+            self.sealer.append(record.hash);
             self.out_events += 1;
         }
         self.shared.free.fetch_sub((self.out.len() - before) as i64, Ordering::AcqRel);
@@ -372,10 +383,9 @@ impl Writer {
     /// Codes what was written, at the end of segment `ordinal`, for the sinks that take it so. It is still in this core's cache, which
     /// nothing of it is when delivery would read it.
     fn code(&mut self, ordinal: u64) {
-        if self.cipher.is_some() || self.out.len() < fresh::WORTH_BYTES || !self.shared.wants_frames() {
-            return;
-        }
-        let Some(coded) = self.coder.frame(&self.out) else { return };
+        let coded = self.repeats.as_mut().and_then(|repeats| repeats.end(self.out.len()));
+        let Some(coded) = coded.filter(|_| self.out.len() >= fresh::WORTH_BYTES) else { return };
+        debug_assert!(zstd::bulk::decompress(coded, self.out.len()).is_ok_and(|plain| plain == self.out));
         let (end, next_seq) = (self.segment.len(), self.chain.next_seq());
         self.shared.fresh.push(Piece {
             ordinal,
