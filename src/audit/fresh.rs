@@ -16,8 +16,8 @@ use super::spool::lock;
 /// The most that is kept: what a busy sidecar writes in a quarter of a second. A sink that is further behind reads the spool.
 const KEPT_BYTES: usize = 512 * 1024;
 
-/// Less than this is not coded by itself: what repeats is in the record before, which another frame does not see.
-pub(crate) const WORTH_BYTES: usize = 16 * 1024;
+/// Less than this is no piece of its own: what a record repeats is in the one before, which another frame does not see.
+pub(crate) const WORTH_BYTES: usize = 4 * 1024;
 
 /// Whole records of one segment that were written at once.
 pub(crate) struct Piece {

@@ -11,6 +11,7 @@ use super::sequences::{Frame, MAX_CONTENT};
 const KINDS: usize = 16;
 /// Records that end in the same bytes are of one type.
 const TYPE_BYTES: usize = 16;
+
 /// Codes records in the order of the chain.
 pub(crate) struct Repeats {
     frame: Frame,
@@ -39,7 +40,7 @@ struct Kind {
 
 impl Repeats {
     pub(crate) fn new() -> Self {
-        Self { frame: Frame::new(), is_open: false, known: Vec::with_capacity(KINDS), last: 0, next: 0 }
+        Self { frame: Frame::default(), is_open: false, known: Vec::with_capacity(KINDS), last: 0, next: 0 }
     }
 
     /// Begins a frame; what was there is gone.
@@ -80,7 +81,7 @@ impl Repeats {
 
     /// The frame, if it has the first `len` bytes and no more.
     pub(crate) fn end(&mut self, len: usize) -> Option<&[u8]> {
-        let whole = std::mem::replace(&mut self.is_open, false) && self.frame.content() == len;
+        let whole = std::mem::take(&mut self.is_open) && self.frame.content() == len;
         if whole { self.frame.end() } else { None }
     }
 

@@ -1,7 +1,8 @@
 //! Frames of zstd (RFC 8878) from literals and copies, for who knows what repeats without searching.
 //!
 //! Owns the format, as much of it as one needs who writes: literals as they are, lengths and offsets by the tables that the RFC predefines.
-//! Refuses to know what is coded. A library's coder takes five times as long, most of it for the search (`docs/performance.md`).
+//! Refuses to know what is coded. A library's coder takes twice as long, most of it for the search, and a core's first cache
+//! for its table (`docs/performance.md`).
 
 mod fse;
 
@@ -21,6 +22,7 @@ pub(crate) const MAX_PART: usize = 64 * 1024;
 const MIN_COPY: usize = 16;
 
 /// A frame in the making.
+#[derive(Default)]
 pub(crate) struct Frame {
     codes: Codes,
     literals: Vec<u8>,
@@ -46,24 +48,6 @@ struct Sequence {
 }
 
 impl Frame {
-    pub(crate) fn new() -> Self {
-        let (literals, sequences, coded) = (Vec::new(), Vec::new(), Vec::new());
-        let codes = Codes::new();
-        let mut frame = Self {
-            codes,
-            literals,
-            pending: 0,
-            sequences,
-            block: 0,
-            content: 0,
-            last_offset: 0,
-            coded,
-            last_block: 0,
-        };
-        frame.begin();
-        frame
-    }
-
     /// Begins a frame; what was there is gone.
     pub(crate) fn begin(&mut self) {
         self.literals.clear();
@@ -186,8 +170,8 @@ struct Symbols {
     offset: (u8, u32, u32),
 }
 
-impl Codes {
-    fn new() -> Self {
+impl Default for Codes {
+    fn default() -> Self {
         let ones = |count| std::iter::repeat_n(0, count);
         let literals = ones(16).chain([1, 1, 1, 1, 2, 2, 3, 3, 4, 6]).chain(7..=16);
         let copied = ones(32).chain([1, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5]).chain(7..=16);
@@ -197,7 +181,9 @@ impl Codes {
             offsets: Table::new(&fse::OFFSETS, 5),
         }
     }
+}
 
+impl Codes {
     /// The sequences as they are read back: from their end (section 3.1.1.3.2.1.2).
     fn write(&self, sequences: &[Sequence], last_offset: &mut u32, out: &mut Vec<u8>) {
         let from = out.len();
@@ -298,7 +284,7 @@ mod tests {
     #[test]
     fn what_a_library_reads_is_what_was_coded() {
         let mut random = fastrand::Rng::with_seed(11);
-        let mut frame = Frame::new();
+        let mut frame = Frame::default();
         for round in 0..200 {
             frame.begin();
             let mut content = Vec::new();
@@ -332,7 +318,8 @@ mod tests {
         let edges = (0..17).flat_map(|power| [(1 << power) - 1, 1 << power, (1 << power) + 3]);
         let lengths: Vec<usize> = (0..300).chain(edges).filter(|length| *length <= MAX_PART).collect();
         for length in lengths {
-            let mut frame = Frame::new();
+            let mut frame = Frame::default();
+            frame.begin();
             let mut content: Vec<u8> = (0..length + 9).map(|at| (at * 7) as u8).collect();
             content.chunks(MAX_PART).for_each(|part| frame.literal(part));
             let offset = content.len();
@@ -348,22 +335,26 @@ mod tests {
     /// If this fails, a frame says nothing of its length, so that a receiver keeps room for the longest, or it grows what it codes.
     #[test]
     fn a_frame_says_how_long_it_is_and_what_it_copies_costs_little() {
-        let mut frame = Frame::new();
-        let line = [b'x'; 1000];
-        frame.literal(&line);
-        for _ in 0..500 {
-            frame.literal(b"ab");
-            frame.copy(&line[..998], 1000);
+        let mut frame = Frame::default();
+        frame.begin();
+        let mut content: Vec<u8> = (0..1000).map(|at| (at * 7) as u8).collect();
+        frame.literal(&content);
+        for number in 0..500_u16 {
+            frame.literal(&number.to_le_bytes());
+            content.extend_from_slice(&number.to_le_bytes());
+            copy(&mut frame, &mut content, 998, 1000);
         }
         let coded = frame.end().unwrap();
         assert_eq!(zstd::bulk::Decompressor::upper_bound(coded), Some(501_000));
         assert!(coded.len() < 1000 + 500 * 8, "{}", coded.len());
+        assert_eq!(decoded(coded, content.len()), content);
     }
 
     /// If this fails, a frame has no end in memory, or an empty one is sent.
     #[test]
     fn there_is_no_frame_of_nothing_or_of_too_much() {
-        let mut frame = Frame::new();
+        let mut frame = Frame::default();
+        frame.begin();
         assert!(frame.end().is_none());
         frame.begin();
         (0..MAX_CONTENT / MAX_PART).for_each(|_| frame.literal(&[0; MAX_PART]));
