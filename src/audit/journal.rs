@@ -29,6 +29,8 @@ pub(crate) use kept::{SLOTS, fits_slot};
 
 /// How journal files begin; a number follows.
 const PREFIX: &str = "journal-";
+/// How those of another version's layout end, once they are out of the way.
+const FOREIGN: &str = ".foreign";
 /// The block before the halves: two marks, and who the events are of.
 const HEADER_BYTES: u64 = 4096;
 /// Marks are written in turn to two slots, so that one is whole whatever happens to the other.
@@ -277,6 +279,24 @@ pub(crate) fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
 /// The disk's.
 pub(crate) fn remove_all(dir: &Path) -> io::Result<()> {
     list(dir)?.into_iter().try_for_each(std::fs::remove_file)
+}
+
+/// Puts a journal out of the way that a version with another layout has begun. Gives its new name; `None` for others.
+///
+/// # Errors
+/// The disk's.
+pub(crate) fn set_foreign_aside(path: &Path) -> io::Result<Option<PathBuf>> {
+    let mut magic = [0; 4];
+    let begun = File::open(path)?.read_exact_at(&mut magic, OWNER_AT);
+    let [version, name @ ..] = magic;
+    let [our_version, our_name @ ..] = OWNER_MAGIC.to_le_bytes();
+    if begun.is_err() || name != our_name || version == our_version {
+        return Ok(None);
+    }
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(FOREIGN);
+    std::fs::rename(path, &aside)?;
+    Ok(Some(aside.into()))
 }
 
 /// Reads a journal; `None` for one that was not begun whole.

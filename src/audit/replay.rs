@@ -69,6 +69,10 @@ pub(crate) fn bring_over(
 fn left_of(dir: &Path, epoch: &str) -> io::Result<Vec<Left>> {
     let mut all = Vec::new();
     for path in journal::list(dir)? {
+        if let Some(kept) = journal::set_foreign_aside(&path)? {
+            tracing::error!(kept = %kept.display(), "another version of phiward was killed and left this journal: its last events may be in no segment");
+            continue;
+        }
         let left = journal::read(&path)?.filter(|left| left.owner.epoch == epoch && !left.events.is_empty());
         all.extend(left.filter(|left| left.owner.is_of_this_boot()));
     }

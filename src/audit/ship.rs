@@ -4,10 +4,11 @@
 //! nothing; one that keeps up is sent what the writer has coded (see `fresh`). Owns the cursor, the pace and the quarantine. A
 //! batch leaves the front of the queue in two ways only: acknowledged, or set aside in `quarantine/` with an event that says so.
 
-use std::collections::BTreeMap;
+mod place;
+mod refused;
+
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
@@ -17,17 +18,17 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::batch;
 use super::clock::unix_ns;
-use super::cursor::{CursorFile, Place};
-use super::encode::TrailEvent;
-use super::feed::{Read, count_in_background, find, older_segments, read_lines};
+use super::cursor::CursorFile;
+use super::feed::{Read, find, read_lines};
 use super::progress::SinkState;
 use super::sink::{Answer, BatchLimit, Refusal, Sink, SinkConfig};
 use super::sink_http::Route;
 use super::spool::{Shared, lock};
 use super::writer::Message;
 use super::{Audit, AuditError};
-use super::{batch, quarantine, segment};
+use place::Here;
 
 /// No batch is made smaller than this, which holds the longest line.
 const LEAST_BATCH_BYTES: u64 = 128 * 1024;
@@ -108,22 +109,6 @@ impl Part {
     fn new(lines: Bytes) -> Self {
         let events = batch::count(&lines);
         Self { lines, events }
-    }
-}
-
-/// The segment at the cursor.
-struct Here {
-    path: PathBuf,
-    /// Bytes of it that are not acknowledged.
-    available: u64,
-    own_epoch: bool,
-    is_last: bool,
-}
-
-impl Here {
-    /// What is there beyond the next `bytes`.
-    fn left_after(&self, bytes: u64) -> u64 {
-        if self.is_last { self.available.saturating_sub(bytes) } else { u64::MAX }
     }
 }
 
@@ -277,55 +262,6 @@ impl Shipper {
         }
     }
 
-    /// The segment at the cursor, once the cursor is in one that has more.
-    fn data(&mut self) -> Option<Here> {
-        loop {
-            let here = self.here()?;
-            if here.available > 0 {
-                return Some(here);
-            }
-            if here.is_last {
-                return None;
-            }
-            self.ordinal += 1;
-            self.acknowledge(0);
-            let _ = self.writer.send(Message::Delivered); // a closed trail removes nothing
-        }
-    }
-
-    /// The segment at the cursor.
-    fn here(&mut self) -> Option<Here> {
-        let shared = self.shared.clone();
-        let tail = shared.tail();
-        let first = tail.segments.front()?;
-        if self.ordinal < first.ordinal {
-            // Only a sink that is not required can be behind a segment that was removed.
-            let missed = first.ordinal - self.ordinal;
-            tracing::error!(
-                sink = self.state.name,
-                segments = missed,
-                "the spool was full, and segments were removed before this sink had them: it is not required"
-            );
-            self.state.missed_segments.fetch_add(missed, Ordering::Release);
-            (self.ordinal, self.offset) = (first.ordinal, 0);
-            let first_seq = segment::parse_name(&first.name).map_or(0, |(_, seq)| seq);
-            if first.name.starts_with(&shared.epoch) {
-                self.state.own_events.store(first_seq, Ordering::Release);
-            }
-            self.state.older_events.store(0, Ordering::Release);
-            let older = older_segments(&shared, &tail.segments, self.ordinal, 0);
-            count_in_background(self.state.clone(), older);
-        }
-        let at = usize::try_from(self.ordinal - first.ordinal).ok()?;
-        let here = tail.segments.get(at)?;
-        Some(Here {
-            path: shared.config.dir.join(&here.name),
-            available: here.bytes.saturating_sub(self.offset),
-            own_epoch: here.name.starts_with(&shared.epoch),
-            is_last: at + 1 == tail.segments.len(),
-        })
-    }
-
     /// Delivers every part of the current batch, one after the other.
     async fn deliver(&mut self) {
         loop {
@@ -353,33 +289,6 @@ impl Shipper {
                 Answer::Refused(refusal) => self.set_aside(&part.lines, refusal).await,
                 Answer::Partly { refused, again, why } => self.divide(&part, refused, &again, why).await,
             }
-        }
-    }
-
-    /// Some lines are refused, some are to be sent again, and the rest was taken.
-    async fn divide(
-        &mut self,
-        part: &Part,
-        refused: Vec<(usize, Refusal)>,
-        again: &[usize],
-        why: Option<String>,
-    ) {
-        let taken = part.events.saturating_sub((refused.len() + again.len()) as u64);
-        let mut by_reason: BTreeMap<Refusal, Vec<usize>> = BTreeMap::new();
-        for (line, refusal) in refused {
-            by_reason.entry(refusal).or_default().push(line);
-        }
-        let rest = (!again.is_empty()).then(|| batch::pick(&part.lines, again));
-        // Set aside before anything is forgotten: given up half-way, the whole part is sent again.
-        for (refusal, lines) in by_reason {
-            self.keep(&batch::pick(&part.lines, &lines), refusal).await;
-        }
-        if taken > 0 {
-            self.taken(taken);
-        }
-        self.replace_part(rest);
-        if let Some(why) = why {
-            self.wait_after(why, None).await;
         }
     }
 
@@ -443,71 +352,5 @@ impl Shipper {
         self.failures = self.failures.saturating_add(1);
         let asked = retry_after.unwrap_or_default().min(MAX_RETRY_AFTER);
         tokio::time::sleep(span.mul_f64(fastrand::f64()).max(asked)).await;
-    }
-
-    /// Sets the whole part aside.
-    async fn set_aside(&mut self, part: &Bytes, refusal: Refusal) {
-        self.keep(part, refusal).await;
-        self.replace_part([]);
-    }
-
-    /// Keeps refused events on disk, and tries until they are there.
-    async fn keep(&mut self, refused: &Bytes, refusal: Refusal) {
-        while let Err(error) = self.quarantine(refused, refusal).await {
-            self.wait_after(format!("refused events cannot be set aside: {error}"), None).await;
-        }
-    }
-
-    async fn quarantine(&self, refused: &Bytes, refusal: Refusal) -> io::Result<()> {
-        let (dir, sink, lines) = (self.shared.config.dir.clone(), self.state.name.clone(), refused.clone());
-        let key = self.shared.config.key.clone();
-        let kept =
-            tokio::task::spawn_blocking(move || quarantine::keep(&dir, &sink, &lines, key.as_deref())).await;
-        let kept = kept.map_err(io::Error::other)??;
-        let events = batch::count(refused);
-        tracing::error!(sink = self.state.name, reason = refusal.reason, status = refusal.status, events,
-            path = %kept.path.display(), "the audit sink refuses events for good; they were set aside");
-        if !kept.known {
-            self.shared.free.fetch_sub(refused.len() as i64, Ordering::AcqRel);
-        }
-        self.state.quarantined.fetch_add(events, Ordering::Release);
-        // A sink that refuses everything refuses these events too: without this they would breed for ever.
-        if !kept.only_quarantine_events {
-            let event = TrailEvent::Quarantine {
-                sink: self.state.name.clone(),
-                reason: refusal.reason,
-                status: refusal.status,
-                first_id: kept.first_id,
-                last_id: kept.last_id,
-                events,
-            };
-            let _ = self.writer.send(Message::Trail(Box::new(event))); // a closed trail has its file in quarantine/
-        }
-        Ok(())
-    }
-
-    /// What earlier processes have left, for the figure of events that wait.
-    fn count_older_epochs(&self) {
-        let older = older_segments(&self.shared, &self.shared.tail().segments, self.ordinal, self.offset);
-        count_in_background(self.state.clone(), older);
-    }
-
-    async fn save(&mut self) {
-        if !std::mem::take(&mut self.unsaved) {
-            return;
-        }
-        let name = {
-            let tail = self.shared.tail();
-            tail.segments
-                .iter()
-                .find(|segment| segment.ordinal == self.ordinal)
-                .map(|segment| segment.name.clone())
-        };
-        let Some(segment) = name else { return };
-        let (cursor, place) = (self.cursor.clone(), Place { segment, offset: self.offset });
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || cursor.save(&place)).await {
-            tracing::warn!(sink = self.state.name, %error, "the cursor of an audit sink cannot be saved");
-        }
-        self.saved = Instant::now();
     }
 }

@@ -237,3 +237,20 @@ fn a_kept_event_is_left_until_it_is_among_the_others() {
     file.write_all_at(b"x", HEADER_BYTES + 30).unwrap();
     assert_eq!(written.left().events, []);
 }
+
+/// If this fails, events that a killed process had journaled vanish without a word when another version starts after it.
+#[test]
+fn a_journal_of_another_version_is_kept_and_not_read() {
+    let mut written = Written::new();
+    assert!(written.append(2, 0));
+    assert_eq!(set_foreign_aside(&written.path()).unwrap(), None);
+    let file = OpenOptions::new().write(true).open(written.path()).unwrap();
+    let magic = OWNER_MAGIC - 1;
+    file.write_all_at(&magic.to_le_bytes(), OWNER_AT).unwrap();
+    let whole = std::fs::read(written.path()).unwrap();
+    let kept = set_foreign_aside(&written.path()).unwrap().unwrap();
+    assert_eq!(std::fs::read(kept).unwrap(), whole);
+    assert!(list(written.dir.path()).unwrap().is_empty());
+    std::fs::write(written.path(), "cut").unwrap();
+    assert_eq!(set_foreign_aside(&written.path()).unwrap(), None, "it was not begun whole");
+}
