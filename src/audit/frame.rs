@@ -262,3 +262,103 @@ fn parts<const N: usize>(lengths: [u32; N], mut rest: &[u8]) -> Option<([&[u8]; 
     }
     Some((parts, rest))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::clock::InstantText;
+    use crate::audit::event::{AccessComplete, ConnFacts, Direction, ResponseFacts, SubjectFacts};
+
+    fn conn(number: usize) -> ConnFragment {
+        let id = format!("spiffe://hospital.local/web-{number}");
+        ConnFragment::new(&ConnFacts {
+            direction: Direction::Inbound,
+            listener: "api",
+            peer: "10.2.0.9".parse().unwrap(),
+            destination: None,
+            service: None,
+            tls: None,
+            subject: Some(SubjectFacts { spiffe_id: &id, cert_sha256: "ab" }),
+        })
+    }
+
+    fn complete(batch: &mut Batch, conn: &ConnFragment, id: &str) {
+        let response = ResponseFacts { status: 200, ..ResponseFacts::default() };
+        let ev = AccessComplete { time_unix_ns: 1, request_id: id, trace_id: None, conn, response };
+        batch.complete(&ev, &mut InstantText::new());
+    }
+
+    /// The events of the frame that a batch has now, as they are read back.
+    fn read(batch: &mut Batch) -> Vec<Event> {
+        let (frame, count) = batch.frame().unwrap();
+        events(count, &frame[FRAME_HEAD..]).unwrap()
+    }
+
+    /// If this fails, a killed process' events come back with the connection of another caller.
+    #[test]
+    fn each_event_has_its_connection_in_whatever_frame_it_is() {
+        for connections in [1, 3, LOOKED_THROUGH + 1] {
+            let conns: Vec<_> = (0..connections).map(conn).collect();
+            let (mut batch, mut recorded) = (Batch::default(), Vec::new());
+            for turn in 0..4 {
+                for number in 0..2 * connections {
+                    complete(&mut batch, &conns[(number * 7 + turn) % connections], "one");
+                }
+                batch.trail(
+                    &crate::audit::encode::TrailEvent::Gap {
+                        from_unix_ns: 1,
+                        to_unix_ns: 2,
+                        allowed: 3,
+                        denied: 4,
+                    },
+                    &mut InstantText::new(),
+                    5,
+                );
+                recorded.extend(read(&mut batch));
+            }
+            let said: Vec<_> = batch.pieces().map(Pieces::to_event).collect();
+            assert!(recorded == said, "{connections} connections");
+            let lengths = said.iter().map(|(head, tail)| (head.len() + tail.len()) as u64);
+            assert_eq!(batch.bytes(), lengths.sum::<u64>());
+            let named = |number: usize| format!("web-{number}\"").into_bytes();
+            let of =
+                |event: &Event, number| event.1.windows(named(number).len()).any(|at| at == named(number));
+            assert!(of(&said[0], 0) && of(&said[1], 7 % connections));
+        }
+    }
+
+    /// If this fails, a worker copies into each event what a frame needs once, or a batch that is used again names connections that are gone.
+    #[test]
+    fn a_connection_stands_once_in_a_frame() {
+        let (mut batch, conn) = (Batch::default(), conn(1));
+        for _ in 0..2 {
+            for _ in 0..2 {
+                (0..10).for_each(|_| complete(&mut batch, &conn, "one"));
+                let (frame, _) = batch.frame().unwrap();
+                let subject = conn.0.subject.as_bytes();
+                assert_eq!(frame.windows(subject.len()).filter(|at| *at == subject).count(), 1);
+            }
+            assert_eq!(batch.conns.len(), 1);
+            batch.clear();
+            assert!(batch.is_empty() && batch.conns.is_empty() && batch.bytes() == 0 && !batch.has_frame());
+        }
+    }
+
+    /// If this fails, a damaged journal makes the start panic.
+    #[test]
+    fn no_bytes_make_reading_panic() {
+        let mut batch = Batch::default();
+        [conn(0), conn(1)].iter().cycle().take(6).for_each(|conn| complete(&mut batch, conn, "one"));
+        let whole = batch.frame().unwrap().0[FRAME_HEAD..].to_vec();
+        let mut random = fastrand::Rng::with_seed(3);
+        for _ in 0..20_000 {
+            let mut damaged = whole.clone();
+            for _ in 0..random.usize(1..4) {
+                let at = random.usize(..damaged.len());
+                damaged[at] = random.u8(..);
+            }
+            damaged.truncate(random.usize(..=damaged.len()).max(random.usize(..=damaged.len())));
+            let _ = events(6, &damaged); // whatever it is, it is no panic
+        }
+    }
+}
