@@ -28,6 +28,11 @@ const HASH_MEMBER: usize = BEFORE_HASH.len() + 64 + 2;
 const BEFORE_PREV: &[u8] = b"\"prev\":\"";
 const BEFORE_SEQ: &[u8] = b"\"seq\":";
 
+/// Where the hash member of a record begins.
+const AFTER_EPOCH: usize = BEFORE_EPOCH.len() + EPOCH_BYTES + 2;
+const HASH_AT: usize = AFTER_EPOCH + BEFORE_HASH.len();
+const PREV_AT: usize = AFTER_EPOCH + HASH_MEMBER + BEFORE_PREV.len();
+
 /// Where the parts of a record end, counted from its beginning: what stands before the hash, the hash, what stands before `prev`, `prev`, the
 /// rest of `chain`, the event's five pieces with `id` and `instance` between them; the line end is in the last.
 pub(crate) type Ends = [u32; 12];
@@ -160,8 +165,7 @@ impl Chain {
         value.copy_from_slice(&self.prev);
         end.copy_from_slice(b"\",");
         out.push(b'\n');
-        let hash_at = (after_epoch - record - HASH_MEMBER + BEFORE_HASH.len()) as u32;
-        let prev_at = (after_epoch - record + BEFORE_PREV.len()) as u32;
+        let [hash_at, prev_at] = [HASH_AT as u32, PREV_AT as u32];
         let ends = [
             hash_at,
             hash_at + 64,
@@ -231,8 +235,7 @@ impl<'l> Record<'l> {
 
     /// The event as it was before it had a place in the chain: what stands before `id` and what stands after it.
     pub(crate) fn pieces(&self) -> Option<(&'l [u8], &'l [u8])> {
-        let event =
-            BEFORE_EPOCH.len() + EPOCH_BYTES + 2 + 2 * (64 + 2) + BEFORE_HASH.len() + BEFORE_PREV.len();
+        let event = PREV_AT + 64 + 2;
         let digits = BEFORE_SEQ.len() + self.seq.checked_ilog10().unwrap_or(0) as usize + 1;
         let event = self.line.get(event + digits + 2..)?;
         let id = format!("\"id\":\"{}:{}\",", self.epoch, self.seq);
@@ -248,11 +251,10 @@ impl<'l> Record<'l> {
     /// The hash as a leaf of the epoch's tree, if it is that of the record.
     pub(crate) fn checked_leaf(&self, scratch: &mut Vec<u8>) -> Option<Hash> {
         // parse() found the hash exactly here, so both cuts are inside the line.
-        let cut = BEFORE_EPOCH.len() + EPOCH_BYTES + 2;
         scratch.clear();
         scratch.push(0);
-        scratch.extend_from_slice(&self.line[..cut]);
-        scratch.extend_from_slice(&self.line[cut + HASH_MEMBER..]);
+        scratch.extend_from_slice(&self.line[..AFTER_EPOCH]);
+        scratch.extend_from_slice(&self.line[AFTER_EPOCH + HASH_MEMBER..]);
         Some(digest_of(scratch)).filter(|hash| json::hex_pairs(hash).as_flattened() == self.hash)
     }
 

@@ -1,4 +1,4 @@
-//! Turns events into canonical JSON, in two pieces around the members `id` and `instance`.
+//! Turns events into canonical JSON, in pieces around the members `id`, `instance` and what connections have in common.
 //!
 //! Owns the order of members (RFC 8785 section 3.2.3: chain, checkpoint, close, conn, decision, gap, http | id, instance | open, policy,
 //! quarantine, request, response, schema, subject, summary, svid, time, type). A worker encodes the pieces; the writer, who alone

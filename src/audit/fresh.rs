@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use super::sink::BatchLimit;
 use super::spool::lock;
 
-/// The most that is kept: what a busy sidecar writes in a quarter of a second. A sink that is further behind reads the spool.
+/// The most that is kept: what comes of 10,000 requests/s in a sixth of a second. A sink that is further behind reads the spool.
 const KEPT_BYTES: usize = 512 * 1024;
 
 /// Less than this is no piece of its own: what a record repeats is in the one before, which another frame does not see.

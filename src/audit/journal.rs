@@ -29,8 +29,8 @@ pub(crate) use kept::{SLOTS, fits_slot};
 
 /// How journal files begin; a number follows.
 const PREFIX: &str = "journal-";
-/// How those of another version's layout end, once they are out of the way.
-const FOREIGN: &str = ".foreign";
+/// How those of another version's layout end, once they are out of the way; a number follows.
+const UNREAD: &str = ".unread-";
 /// The block before the halves: two marks, and who the events are of.
 const HEADER_BYTES: u64 = 4096;
 /// Marks are written in turn to two slots, so that one is whole whatever happens to the other.
@@ -285,7 +285,7 @@ pub(crate) fn remove_all(dir: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// The disk's.
-pub(crate) fn set_foreign_aside(path: &Path) -> io::Result<Option<PathBuf>> {
+pub(crate) fn set_unreadable_aside(path: &Path) -> io::Result<Option<PathBuf>> {
     let mut magic = [0; 4];
     let begun = File::open(path)?.read_exact_at(&mut magic, OWNER_AT);
     let [version, name @ ..] = magic;
@@ -293,10 +293,17 @@ pub(crate) fn set_foreign_aside(path: &Path) -> io::Result<Option<PathBuf>> {
     if begun.is_err() || name != our_name || version == our_version {
         return Ok(None);
     }
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(FOREIGN);
+    // One that was kept before stays.
+    let aside = (0_u32..)
+        .map(|number| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(format!("{UNREAD}{number}"));
+            PathBuf::from(name)
+        })
+        .find(|name| !name.exists())
+        .ok_or_else(|| io::Error::other("there are too many journals of other versions"))?;
     std::fs::rename(path, &aside)?;
-    Ok(Some(aside.into()))
+    Ok(Some(aside))
 }
 
 /// Reads a journal; `None` for one that was not begun whole.

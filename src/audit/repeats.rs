@@ -20,7 +20,7 @@ pub(crate) struct Repeats {
     known: Vec<Known>,
     /// The place of the last one among them.
     last: usize,
-    /// The place that the next kind takes when there are as many as may be.
+    /// The place that the next kind takes.
     next: usize,
 }
 
@@ -61,16 +61,15 @@ impl Repeats {
         let record = Known { kind, at, ends };
         let exactly = self.known.iter().position(|known| known.kind == kind);
         let of_type = || self.known.iter().position(|known| known.kind.of == kind.of);
-        match exactly.or_else(of_type).or_else(|| self.known.len().checked_sub(1)) {
+        match self.known.get(self.last) {
             None => self.frame.literal(&out[at..]),
-            Some(like) => self.compare(out, record, self.known[like], self.known[self.last]),
+            Some(last) => {
+                let like = exactly.or_else(of_type).unwrap_or(self.last);
+                self.compare(out, record, self.known[like], *last);
+            }
         }
-        self.last = match exactly {
-            Some(place) => place,
-            None if self.known.len() < KINDS => self.known.len(),
-            None => self.next,
-        };
-        if exactly.is_none() && self.known.len() == KINDS {
+        self.last = exactly.unwrap_or(self.next);
+        if exactly.is_none() {
             self.next = (self.next + 1) % KINDS;
         }
         match self.known.get_mut(self.last) {

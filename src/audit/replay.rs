@@ -69,7 +69,7 @@ pub(crate) fn bring_over(
 fn left_of(dir: &Path, epoch: &str) -> io::Result<Vec<Left>> {
     let mut all = Vec::new();
     for path in journal::list(dir)? {
-        if let Some(kept) = journal::set_foreign_aside(&path)? {
+        if let Some(kept) = journal::set_unreadable_aside(&path)? {
             tracing::error!(kept = %kept.display(), "another version of phiward was killed and left this journal: its last events may be in no segment");
             continue;
         }

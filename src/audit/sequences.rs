@@ -17,7 +17,7 @@ pub(crate) const MAX_CONTENT: usize = 1024 * 1024;
 /// A block ends when it has so much. It may have 128 KiB at most, coded or not (section 3.1.1.2.4).
 const BLOCK_BYTES: usize = 48 * 1024;
 /// The longest that may be added to a block at once.
-pub(crate) const MAX_PART: usize = 64 * 1024;
+const MAX_PART: usize = 64 * 1024;
 /// A shorter copy saves less in bytes than it costs in time, here and where it is decoded.
 const MIN_COPY: usize = 16;
 

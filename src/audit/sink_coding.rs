@@ -29,19 +29,14 @@ impl Coder {
         if body.len() < WORTH_BYTES {
             return None;
         }
-        self.frame(body).filter(|coded| coded.len() < body.len()).map(Bytes::copy_from_slice)
-    }
-
-    /// A frame of `bytes`. `None` never comes to be, but for a lack of memory.
-    pub(crate) fn frame(&mut self, bytes: &[u8]) -> Option<&[u8]> {
         let compressor = match &mut self.compressor {
             Some(compressor) => compressor,
             none => none.insert(Compressor::new(LEVEL).ok()?),
         };
         self.out.clear();
-        self.out.reserve(compress_bound(bytes.len()));
-        compressor.compress_to_buffer(bytes, &mut self.out).ok()?;
-        Some(&self.out)
+        self.out.reserve(compress_bound(body.len()));
+        compressor.compress_to_buffer(body, &mut self.out).ok()?;
+        (self.out.len() < body.len()).then(|| Bytes::copy_from_slice(&self.out))
     }
 
     /// Gives the memory back: nothing comes for a while.

@@ -383,8 +383,12 @@ impl Writer {
     /// Codes what was written, at the end of segment `ordinal`, for the sinks that take it so. It is still in this core's cache, which
     /// nothing of it is when delivery would read it.
     fn code(&mut self, ordinal: u64) {
-        let coded = self.repeats.as_mut().and_then(|repeats| repeats.end(self.out.len()));
-        let Some(coded) = coded.filter(|_| self.out.len() >= fresh::WORTH_BYTES) else { return };
+        if self.out.len() < fresh::WORTH_BYTES {
+            return;
+        }
+        let Some(coded) = self.repeats.as_mut().and_then(|repeats| repeats.end(self.out.len())) else {
+            return;
+        };
         debug_assert!(zstd::bulk::decompress(coded, self.out.len()).is_ok_and(|plain| plain == self.out));
         let (end, next_seq) = (self.segment.len(), self.chain.next_seq());
         self.shared.fresh.push(Piece {

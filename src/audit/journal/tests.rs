@@ -243,14 +243,20 @@ fn a_kept_event_is_left_until_it_is_among_the_others() {
 fn a_journal_of_another_version_is_kept_and_not_read() {
     let mut written = Written::new();
     assert!(written.append(2, 0));
-    assert_eq!(set_foreign_aside(&written.path()).unwrap(), None);
+    assert_eq!(set_unreadable_aside(&written.path()).unwrap(), None);
     let file = OpenOptions::new().write(true).open(written.path()).unwrap();
     let magic = OWNER_MAGIC - 1;
     file.write_all_at(&magic.to_le_bytes(), OWNER_AT).unwrap();
     let whole = std::fs::read(written.path()).unwrap();
-    let kept = set_foreign_aside(&written.path()).unwrap().unwrap();
-    assert_eq!(std::fs::read(kept).unwrap(), whole);
+    let kept = set_unreadable_aside(&written.path()).unwrap().unwrap();
     assert!(list(written.dir.path()).unwrap().is_empty());
+    std::fs::write(written.path(), &whole[..HALVES_AT as usize]).unwrap();
+    assert_ne!(
+        set_unreadable_aside(&written.path()).unwrap().unwrap(),
+        kept,
+        "one that was kept before stays"
+    );
+    assert_eq!(std::fs::read(kept).unwrap(), whole);
     std::fs::write(written.path(), "cut").unwrap();
-    assert_eq!(set_foreign_aside(&written.path()).unwrap(), None, "it was not begun whole");
+    assert_eq!(set_unreadable_aside(&written.path()).unwrap(), None, "it was not begun whole");
 }
