@@ -1,36 +1,30 @@
 //! The writer: the one thread that owns the chain and the newest segment.
 //!
-//! It takes what all workers sent, chains it, appends it by one `write` and only then moves the marks that the workers wait
-//! for. It never syncs while workers wait: that is the syncer's (see `sync`). While the disk refuses writes it keeps what
+//! It takes what all workers sent, chains it, appends it and only then moves the marks that the workers wait for. It never syncs while workers wait: that is the syncer's (see `sync`). While the disk refuses writes it keeps what
 //! was recorded (the reservations bound how much) and tries again; no event is skipped, because the next one's hash would
 //! not fit.
 
-use std::io;
-use std::path::PathBuf;
+mod append;
+
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, TryLockError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::ahead::{self, Ahead, Look};
-use super::batch;
 use super::chain::Chain;
 use super::cipher::Cipher;
 use super::clock::{InstantText, unix_ns};
 use super::encode::TrailEvent;
 use super::event::ControlEvent;
 use super::frame::Batch;
-use super::fresh::{self, Piece};
-use super::journal::Mark;
 use super::repeats::Repeats;
 use super::seal::Sealer;
-use super::segment::{self, SegmentFile};
-use super::spool::{Health, PLACE_BYTES, Segment, Shared, WorkerLink, footprint};
+use super::segment::SegmentFile;
+use super::spool::{Health, PLACE_BYTES, Shared, WorkerLink, footprint};
 
-/// The most that is gathered before a write, or a segment where that is smaller; a burst beyond it takes another.
-const MAX_WRITE: usize = 1024 * 1024;
-/// How long to wait before a refused write is tried again.
-const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// The most that is gathered before its marks move, or a segment where that is smaller; a burst beyond it waits for the next time.
+const MAX_GATHERED: usize = 1024 * 1024;
 /// How many buffers a worker gets back at most.
 const SPARE_BATCHES: usize = 4;
 
@@ -65,6 +59,7 @@ pub(crate) struct Writer {
     /// Records that were chained and not written yet.
     out: Vec<u8>,
     out_events: u64,
+    untold: Untold,
     owed: Vec<Owed>,
     retry_at: Option<Instant>,
     ending: Option<Ending>,
@@ -72,6 +67,15 @@ pub(crate) struct Writer {
 
 struct Ending {
     close: bool,
+}
+
+/// Records that are in the segment, before those in `out`; their marks move with those of `out`, and nobody looks for them before.
+#[derive(Default)]
+struct Untold {
+    bytes: usize,
+    events: u64,
+    /// When the first of them happened.
+    oldest_ns: u64,
 }
 
 /// Marks to move when `out` is written.
@@ -94,7 +98,7 @@ impl Writer {
         cipher: Option<Cipher>,
     ) -> Self {
         let clock = InstantText::new();
-        let (out, owed) = (Vec::with_capacity(MAX_WRITE / 4), Vec::new());
+        let (out, owed) = (Vec::with_capacity(2 * append::PIECE_BYTES), Vec::new());
         let ahead = Ahead::new(shared.segment_bytes());
         Self {
             shared,
@@ -109,6 +113,7 @@ impl Writer {
             clock,
             out,
             out_events: 0,
+            untold: Untold::default(),
             owed,
             retry_at: None,
             ending: None,
@@ -120,7 +125,7 @@ impl Writer {
     /// # Errors
     /// What kept the last events from being written.
     pub(crate) fn run(mut self) -> Result<(), String> {
-        let most = MAX_WRITE.min(self.shared.segment_bytes() as usize);
+        let most = self.most_gathered();
         let ending = loop {
             if let Some(ending) = self.ending.take() {
                 break ending;
@@ -129,7 +134,7 @@ impl Writer {
                 Some(message) => self.take(message),
                 None => self.repeats = None,
             }
-            while self.out.len() < most && self.ending.is_none() {
+            while self.untold.bytes + self.out.len() < most && self.ending.is_none() {
                 let Ok(message) = self.inbox.try_recv() else { break };
                 self.take(message);
             }
@@ -145,7 +150,7 @@ impl Writer {
         let patience = match self.retry_at {
             None if self.ahead.is_short() => ahead::ASK_EVERY,
             None => self.sealer.left(Instant::now()),
-            Some(_) => RETRY_AFTER,
+            Some(_) => append::RETRY_AFTER,
         };
         match self.inbox.recv_timeout(patience) {
             Ok(message) => Some(message),
@@ -195,8 +200,8 @@ impl Writer {
 
     /// Chains the events of a batch into `out` and takes their bytes from the budget.
     fn chain_up(&mut self, batch: &Batch) {
-        let before = self.out.len();
-        if before == 0 {
+        let mut chained = 0;
+        if self.out.is_empty() && self.untold.events == 0 {
             if self.cipher.is_none() && self.shared.wants_frames() {
                 self.repeats.get_or_insert_with(Repeats::new).begin();
             } else {
@@ -223,8 +228,12 @@ impl Writer {
             }
             self.sealer.append(record.hash);
             self.out_events += 1;
+            chained += self.out.len() - at;
+            if self.out.len() >= append::PIECE_BYTES {
+                self.write_ahead();
+            }
         }
-        self.shared.free.fetch_sub((self.out.len() - before) as i64, Ordering::AcqRel);
+        self.shared.free.fetch_sub(chained as i64, Ordering::AcqRel);
     }
 
     /// Says how far the epoch has come, when that is due. A disk that takes nothing is not given more to take.
@@ -238,39 +247,6 @@ impl Writer {
             sealed.receipts = self.shared.new_receipts();
             self.shared.checkpoints.fetch_add(1, Ordering::Release);
             self.take_trail(&TrailEvent::Checkpoint(sealed));
-        }
-    }
-
-    /// Writes `out`, unless it is too early to try again.
-    fn flush(&mut self) {
-        if self.out.is_empty() || self.retry_at.is_some_and(|at| Instant::now() < at) {
-            return;
-        }
-        if self.shared.health() == Health::Poisoned {
-            return self.lose();
-        }
-        let outcome = match self.roll_if_full() {
-            // Nothing was written yet, so whatever it is (too many open files, say), it can be tried again.
-            Err(error) => Err((error, true)),
-            Ok(()) => self.segment.append(&self.shared.disk, &self.out).map_err(|error| {
-                let retry = can_be_retried(&error);
-                (error, retry)
-            }),
-        };
-        match outcome {
-            Ok(()) => self.written(),
-            Err((error, true)) => {
-                if self.retry_at.is_none() {
-                    tracing::error!(path = %self.segment.path().display(), %error, "the audit spool cannot be written; it is tried again");
-                    self.shared.set_health(Health::Stalled, Some(self.describe(&error)));
-                }
-                self.retry_at = Some(Instant::now() + RETRY_AFTER);
-            }
-            Err((error, false)) => {
-                tracing::error!(path = %self.segment.path().display(), %error, "the audit spool failed; check the disk and restart");
-                self.shared.set_health(Health::Poisoned, Some(self.describe(&error)));
-                self.lose();
-            }
         }
     }
 
@@ -304,109 +280,6 @@ impl Writer {
                 self.tell_gap();
             }
         }
-    }
-
-    fn describe(&self, error: &io::Error) -> String {
-        format!("{}: {error}", self.segment.path().display())
-    }
-
-    /// Begins the next segment, with the first record of `out`, when it does not fit in this one.
-    fn roll_if_full(&mut self) -> io::Result<()> {
-        let full = self.segment.len() + self.out.len() as u64 > self.shared.segment_bytes();
-        // On a full disk this one has space, and a new one has none.
-        if self.segment.len() == 0 || !full || self.ahead.is_short() {
-            return Ok(());
-        }
-        let dir = &self.shared.config.dir;
-        let name = segment::name(self.chain.epoch(), self.chain.next_seq() - self.out_events);
-        let path: PathBuf = dir.join(&name);
-        let opened_dir = segment::open_dir(dir)?;
-        let mut ended = std::mem::replace(&mut self.segment, SegmentFile::create(path)?);
-        ended.release();
-        let mut tail = self.shared.tail();
-        let ordinal = tail.segments.back().map_or(0, |last| last.ordinal + 1);
-        tail.segments.push_back(Segment { ordinal, name, bytes: 0 });
-        tail.unsynced.push(Arc::new(opened_dir)); // the entry of the new file must reach the disk as its bytes must
-        drop(tail);
-        self.reclaim();
-        Ok(())
-    }
-
-    fn written(&mut self) {
-        let mut tail = self.shared.tail();
-        let ordinal = tail.segments.back_mut().map_or(0, |segment| {
-            segment.bytes = self.segment.len();
-            segment.ordinal
-        });
-        if !tail.unsynced.last().is_some_and(|file| Arc::ptr_eq(file, self.segment.file())) {
-            tail.unsynced.push(self.segment.file().clone());
-        }
-        if !std::mem::replace(&mut tail.sync_asked, true) {
-            self.shared.sync_wanted.notify_one();
-        }
-        // Marks move while the list is locked: the syncer reads both under the same lock, so a mark it has read never
-        // covers an event in a file it has not seen.
-        for owed in &mut self.owed {
-            let before = owed.worker.written.fetch_add(owed.events, Ordering::Release);
-            owed.expected = owed.worker.expects.load(Ordering::Acquire) > before;
-            owed.worker.written_bytes.fetch_add(owed.bytes, Ordering::Release);
-        }
-        drop(tail);
-        let next_seq = self.chain.next_seq();
-        for owed in self.owed.drain(..) {
-            if owed.expected {
-                owed.worker.wake.notify_one();
-            }
-            if let Some(marker) = owed.worker.marker.get() {
-                let position = owed.worker.written.load(Ordering::Acquire);
-                marker.mark(&self.shared.disk, Mark { position, next_seq });
-            }
-        }
-        self.code(ordinal);
-        self.shared.written_events.fetch_add(self.out_events, Ordering::Release);
-        self.shared.written_bytes.fetch_add(self.out.len() as u64, Ordering::Release);
-        for sink in &self.shared.sinks {
-            sink.new_data.notify_one();
-        }
-        self.out.clear();
-        self.out.shrink_to(2 * MAX_WRITE);
-        self.out_events = 0;
-        if self.retry_at.take().is_some() {
-            tracing::info!("the audit spool is written again");
-            self.shared.set_health(if self.ahead.is_short() { Health::Short } else { Health::Good }, None);
-        }
-        if self.shared.free.load(Ordering::Acquire) < self.shared.reclaim_below() {
-            self.reclaim();
-        }
-    }
-
-    /// Codes what was written, at the end of segment `ordinal`, for the sinks that take it so. It is still in this core's cache, which
-    /// nothing of it is when delivery would read it.
-    fn code(&mut self, ordinal: u64) {
-        if self.out.len() < fresh::WORTH_BYTES {
-            return;
-        }
-        let Some(coded) = self.repeats.as_mut().and_then(|repeats| repeats.end(self.out.len())) else {
-            return;
-        };
-        debug_assert!(zstd::bulk::decompress(coded, self.out.len()).is_ok_and(|plain| plain == self.out));
-        let (end, next_seq) = (self.segment.len(), self.chain.next_seq());
-        self.shared.fresh.push(Piece {
-            ordinal,
-            place: end - self.out.len() as u64..end,
-            seqs: next_seq - self.out_events..next_seq,
-            oldest_ns: batch::time_ns(batch::first_line(&self.out)).unwrap_or(0),
-            coded: coded.into(),
-        });
-    }
-
-    /// The disk failed for good: what was recorded since cannot be kept, and is counted.
-    fn lose(&mut self) {
-        self.shared.lost_events.fetch_add(self.out_events, Ordering::Release);
-        self.out.clear();
-        self.out_events = 0;
-        self.owed.clear();
-        self.retry_at = None;
     }
 
     /// Removes delivered segments, oldest first, while space is short.
@@ -466,12 +339,6 @@ impl Writer {
         self.shared.sync_wanted.notify_one();
         if written { Ok(()) } else { Err(self.shared.last_error().unwrap_or_default()) }
     }
-}
-
-/// Whether the disk refused the bytes as such, so that the same write may succeed later.
-fn can_be_retried(error: &io::Error) -> bool {
-    use io::ErrorKind::{Interrupted, QuotaExceeded, ReadOnlyFilesystem, StorageFull, WriteZero};
-    matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem | Interrupted | WriteZero)
 }
 
 #[cfg(test)]

@@ -4,9 +4,11 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
+use crate::audit::sink::BatchLimit;
 use crate::audit::{
-    AccessDecision, Audit, ConnFacts, ConnFragment, ControlEvent, Decision, Direction, Durability, HttpFacts,
-    InstanceFacts, MIN_SPOOL_BYTES, OnFailure, Recorded, Recorder, Report, SpoolConfig, Unavailable, verify,
+    AccessDecision, Audit, ConnFacts, ConnFragment, ControlEvent, Decision, Direction, Durability, Endpoint,
+    HttpFacts, InstanceFacts, MIN_SPOOL_BYTES, OnFailure, Recorded, Recorder, Report, SinkConfig, SinkKind,
+    SpoolConfig, Unavailable, verify,
 };
 
 fn start(dir: &Path, durability: Durability, on_failure: OnFailure) -> Audit {
@@ -14,6 +16,32 @@ fn start(dir: &Path, durability: Durability, on_failure: OnFailure) -> Audit {
     let config =
         SpoolConfig { dir: dir.into(), max_bytes, durability, on_failure, segment_bytes: 4096, key: None };
     Audit::start(config, &InstanceFacts::default(), &[]).unwrap()
+}
+
+/// A trail with segments that hold a burst, and a sink that takes what the writer has coded.
+fn start_for_bursts(dir: &Path) -> Audit {
+    let (durability, on_failure) = (Durability::Write, OnFailure::Deny);
+    let config = SpoolConfig {
+        dir: dir.into(),
+        max_bytes: 64 << 20,
+        durability,
+        on_failure,
+        segment_bytes: 4 << 20,
+        key: None,
+    };
+    let endpoint = Endpoint { https: false, host: "127.0.0.1".into(), port: 1 };
+    let sink = SinkConfig {
+        name: "collector".into(),
+        kind: SinkKind::Phiward,
+        endpoint,
+        prefix: String::new(),
+        credentials: None,
+        headers: Vec::new(),
+        required: true,
+    };
+    let audit = Audit::start(config, &InstanceFacts::default(), &[sink]).unwrap();
+    audit.shared.sinks[0].takes_frames.store(true, Ordering::Release);
+    audit
 }
 
 fn block_on<F: Future>(future: F) -> F::Output {
@@ -44,6 +72,11 @@ fn record(recorder: &Recorder) -> Result<Recorded, Unavailable> {
         decision: Decision { outcome: "allow", reason: "rule", rule: None, role: None, shadow: None },
         policy: None,
     }))
+}
+
+/// Records as many events in one turn.
+async fn burst(recorder: &Recorder, events: usize) -> Vec<Recorded> {
+    (0..events).map(|_| record(recorder).unwrap()).collect()
 }
 
 fn intact(dir: &Path) -> Report {
@@ -215,4 +248,78 @@ fn every_byte_that_is_written_is_counted_once() {
     let written = shared.written_bytes.load(Ordering::Acquire);
     assert_eq!(shared.free.load(Ordering::Acquire), before - written as i64);
     assert_eq!(shared.tail().segments.iter().map(|segment| segment.bytes).sum::<u64>(), written);
+}
+
+const BURST: usize = 400;
+
+/// If this fails, what is written in pieces is sent in other bytes than the spool has, or is read from there and coded again.
+#[test]
+fn a_burst_is_written_in_pieces_and_coded_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let audit = start_for_bursts(dir.path());
+    let shared = audit.shared.clone();
+    block_on(async {
+        let recorder = audit.recorder().attach();
+        until(|| audit.status().written_events == 1).await;
+        burst(&recorder, BURST).await;
+        until(|| audit.status().written_events == 1 + BURST as u64).await;
+    });
+    let segment = shared.tail().segments.back().unwrap().clone();
+    let written = std::fs::read(dir.path().join(&segment.name)).unwrap();
+    let open = memchr::memchr(b'\n', &written).unwrap() as u64 + 1;
+    let run = shared.fresh.run(segment.ordinal, open, BatchLimit { events: 4096, bytes: 1 << 20 }).unwrap();
+    assert_eq!((run.seqs, run.stored), (1..1 + BURST as u64, segment.bytes - open));
+    assert!(zstd::bulk::decompress(&run.body, 1 << 20).unwrap() == written[open as usize..]);
+    assert!(run.oldest_ns == 5, "the first one's time");
+    audit.close().unwrap();
+    intact(dir.path());
+}
+
+/// If this fails, a disk that fills in the middle of a burst loses a part of it, or has a part twice.
+#[test]
+fn a_disk_that_is_full_in_the_middle_of_a_burst_gets_the_rest_later() {
+    for spared in 0..4 {
+        let dir = tempfile::tempdir().unwrap();
+        let audit = start_for_bursts(dir.path());
+        let shared = audit.shared.clone();
+        block_on(async {
+            let recorder = audit.recorder().attach();
+            until(|| audit.status().written_events == 1).await;
+            shared.disk.spared_writes.store(spared, Ordering::SeqCst);
+            *shared.disk.write_error.lock().unwrap() = Some(ErrorKind::StorageFull);
+            let recorded = burst(&recorder, BURST).await;
+            until(|| !audit.status().healthy).await;
+            assert_eq!(audit.status().written_events, 1, "nobody is told of a part");
+            *shared.disk.write_error.lock().unwrap() = None;
+            until(|| audit.status().healthy).await;
+            recorded.last().unwrap().written().await.unwrap();
+        });
+        audit.close().unwrap();
+        let written = shared.written_bytes.load(Ordering::Acquire);
+        assert_eq!(shared.tail().segments.iter().map(|segment| segment.bytes).sum::<u64>(), written);
+        assert_eq!(intact(dir.path()).by_type["access.decision"], BURST as u64, "{spared} writes went well");
+    }
+}
+
+/// If this fails, a disk that breaks in the middle of a burst leaves half a record, counts as lost what it has taken, or the next start has
+/// that twice, or what the journal has beyond it not at all.
+#[test]
+fn a_disk_that_breaks_in_the_middle_of_a_burst_keeps_what_it_took() {
+    let dir = tempfile::tempdir().unwrap();
+    let audit = start_for_bursts(dir.path());
+    let shared = audit.shared.clone();
+    block_on(async {
+        let recorder = audit.recorder().attach();
+        until(|| audit.status().written_events == 1).await;
+        shared.disk.spared_writes.store(2, Ordering::SeqCst);
+        *shared.disk.write_error.lock().unwrap() = Some(ErrorKind::Other);
+        burst(&recorder, BURST).await.last().unwrap().written().await.unwrap();
+        until(|| audit.status().lost_events > 0).await;
+    });
+    let lost = audit.status().lost_events;
+    assert!(audit.close().is_err());
+    let kept = intact(dir.path()).by_type["access.decision"];
+    assert!(kept > 0 && kept + lost == BURST as u64, "{kept} kept, {lost} lost");
+    start_for_bursts(dir.path()).close().unwrap();
+    assert_eq!(intact(dir.path()).by_type["access.decision"], BURST as u64);
 }

@@ -1,0 +1,205 @@
+//! How chained records get into the segment, what a disk that refuses them means, and who is told when they are there.
+//!
+//! Owns the order: the bytes first, in pieces that a core's cache holds, then at once the marks, the piece for delivery and the segment's
+//! length as others know it. Refuses to know what a record says.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::{MAX_GATHERED, Untold, Writer};
+use crate::audit::batch;
+use crate::audit::fresh::{self, Piece};
+use crate::audit::journal::Mark;
+use crate::audit::segment::{self, SegmentFile};
+use crate::audit::spool::{Health, Segment};
+
+/// So much is written at a time. What is chained into the same few pages again and again stays in the core's second cache, and what the
+/// worker there had in it too (`docs/performance.md`).
+pub(super) const PIECE_BYTES: usize = 32 * 1024;
+/// How long to wait before a refused write is tried again.
+pub(super) const RETRY_AFTER: Duration = Duration::from_millis(200);
+
+impl Writer {
+    /// How many bytes are gathered before their marks move.
+    pub(super) fn most_gathered(&self) -> usize {
+        MAX_GATHERED.min(self.shared.segment_bytes() as usize)
+    }
+
+    /// Writes `out` and tells nobody yet. All that is told together is in one segment, so not at its end; and a disk that refuses something
+    /// is tried again by [`Writer::flush`].
+    pub(super) fn write_ahead(&mut self) {
+        let has_room = self.segment.len() + (self.out.len() + self.most_gathered()) as u64
+            <= self.shared.segment_bytes();
+        if !has_room || self.retry_at.is_some() || self.shared.health() != Health::Good {
+            return;
+        }
+        if let Err(error) = self.segment.append(&self.shared.disk, &self.out) {
+            return self.refused(&error, can_be_retried(&error));
+        }
+        if self.untold.events == 0 {
+            self.untold.oldest_ns = oldest_ns(&self.out);
+        }
+        self.untold.bytes += self.out.len();
+        self.untold.events += self.out_events;
+        if let Some(repeats) = &mut self.repeats {
+            repeats.go_on(&self.out);
+        }
+        self.out.clear();
+        self.out_events = 0;
+    }
+
+    /// Writes `out`, unless it is too early to try again, and tells of all that is written.
+    pub(super) fn flush(&mut self) {
+        let nothing = self.out.is_empty() && self.untold.events == 0;
+        if nothing || self.retry_at.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        if self.shared.health() == Health::Poisoned {
+            return self.lose();
+        }
+        // Before the new segment is there nothing is written, so whatever it is (too many open files, say), it can be tried again.
+        let outcome = self.roll_if_full().map_err(|error| (error, true)).and_then(|()| {
+            self.segment.append(&self.shared.disk, &self.out).map_err(|error| {
+                let retry = can_be_retried(&error);
+                (error, retry)
+            })
+        });
+        match outcome {
+            Ok(()) => self.written(),
+            Err((error, retry)) => self.refused(&error, retry),
+        }
+    }
+
+    fn refused(&mut self, error: &io::Error, retry: bool) {
+        if retry {
+            if self.retry_at.is_none() {
+                tracing::error!(path = %self.segment.path().display(), %error, "the audit spool cannot be written; it is tried again");
+                self.shared.set_health(Health::Stalled, Some(self.describe(error)));
+            }
+            self.retry_at = Some(Instant::now() + RETRY_AFTER);
+        } else {
+            tracing::error!(path = %self.segment.path().display(), %error, "the audit spool failed; check the disk and restart");
+            self.shared.set_health(Health::Poisoned, Some(self.describe(error)));
+            self.lose();
+        }
+    }
+
+    pub(super) fn describe(&self, error: &io::Error) -> String {
+        format!("{}: {error}", self.segment.path().display())
+    }
+
+    /// Begins the next segment, with the first record of `out`, when it does not fit in this one.
+    fn roll_if_full(&mut self) -> io::Result<()> {
+        let full = self.segment.len() + self.out.len() as u64 > self.shared.segment_bytes();
+        // On a full disk this one has space, and a new one has none.
+        if self.segment.len() == 0 || !full || self.untold.events > 0 || self.ahead.is_short() {
+            return Ok(());
+        }
+        let dir = &self.shared.config.dir;
+        let name = segment::name(self.chain.epoch(), self.chain.next_seq() - self.out_events);
+        let path: PathBuf = dir.join(&name);
+        let opened_dir = segment::open_dir(dir)?;
+        let mut ended = std::mem::replace(&mut self.segment, SegmentFile::create(path)?);
+        ended.release();
+        let mut tail = self.shared.tail();
+        let ordinal = tail.segments.back().map_or(0, |last| last.ordinal + 1);
+        tail.segments.push_back(Segment { ordinal, name, bytes: 0 });
+        tail.unsynced.push(Arc::new(opened_dir)); // the entry of the new file must reach the disk as its bytes must
+        drop(tail);
+        self.reclaim();
+        Ok(())
+    }
+
+    /// Tells whom it concerns of all that is in the segment.
+    fn written(&mut self) {
+        let mut tail = self.shared.tail();
+        let ordinal = tail.segments.back_mut().map_or(0, |segment| {
+            segment.bytes = self.segment.len();
+            segment.ordinal
+        });
+        if !tail.unsynced.last().is_some_and(|file| Arc::ptr_eq(file, self.segment.file())) {
+            tail.unsynced.push(self.segment.file().clone());
+        }
+        if !std::mem::replace(&mut tail.sync_asked, true) {
+            self.shared.sync_wanted.notify_one();
+        }
+        // Marks move while the list is locked: the syncer reads both under the same lock, so a mark it has read never
+        // covers an event in a file it has not seen.
+        for owed in &mut self.owed {
+            let before = owed.worker.written.fetch_add(owed.events, Ordering::Release);
+            owed.expected = owed.worker.expects.load(Ordering::Acquire) > before;
+            owed.worker.written_bytes.fetch_add(owed.bytes, Ordering::Release);
+        }
+        drop(tail);
+        let next_seq = self.chain.next_seq();
+        for owed in self.owed.drain(..) {
+            if owed.expected {
+                owed.worker.wake.notify_one();
+            }
+            if let Some(marker) = owed.worker.marker.get() {
+                let position = owed.worker.written.load(Ordering::Acquire);
+                marker.mark(&self.shared.disk, Mark { position, next_seq });
+            }
+        }
+        let untold = std::mem::take(&mut self.untold);
+        self.code(ordinal, &untold);
+        self.shared.written_events.fetch_add(untold.events + self.out_events, Ordering::Release);
+        self.shared.written_bytes.fetch_add((untold.bytes + self.out.len()) as u64, Ordering::Release);
+        for sink in &self.shared.sinks {
+            sink.new_data.notify_one();
+        }
+        self.out.clear();
+        self.out.shrink_to(2 * MAX_GATHERED);
+        self.out_events = 0;
+        if self.retry_at.take().is_some() {
+            tracing::info!("the audit spool is written again");
+            self.shared.set_health(if self.ahead.is_short() { Health::Short } else { Health::Good }, None);
+        }
+        if self.shared.free.load(Ordering::Acquire) < self.shared.reclaim_below() {
+            self.reclaim();
+        }
+    }
+
+    /// Codes what was written, at the end of segment `ordinal`, for the sinks that take it so.
+    fn code(&mut self, ordinal: u64, untold: &Untold) {
+        let bytes = untold.bytes + self.out.len();
+        if bytes < fresh::WORTH_BYTES {
+            return;
+        }
+        let Some(coded) = self.repeats.as_mut().and_then(|repeats| repeats.end(&self.out)) else {
+            return;
+        };
+        let (end, next_seq) = (self.segment.len(), self.chain.next_seq());
+        self.shared.fresh.push(Piece {
+            ordinal,
+            place: end - bytes as u64..end,
+            seqs: next_seq - untold.events - self.out_events..next_seq,
+            oldest_ns: if untold.events > 0 { untold.oldest_ns } else { oldest_ns(&self.out) },
+            coded: coded.into(),
+        });
+    }
+
+    /// The disk failed for good: what was recorded since cannot be kept, and is counted. What it took before it failed stays in the segment.
+    fn lose(&mut self) {
+        self.shared.lost_events.fetch_add(self.out_events, Ordering::Release);
+        self.out.clear();
+        self.out_events = 0;
+        self.untold = Untold::default();
+        self.owed.clear();
+        self.retry_at = None;
+    }
+}
+
+/// When the first of these records happened, in nanoseconds since 1970.
+fn oldest_ns(records: &[u8]) -> u64 {
+    batch::time_ns(batch::first_line(records)).unwrap_or(0)
+}
+
+/// Whether the disk refused the bytes as such, so that the same write may succeed later.
+fn can_be_retried(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, QuotaExceeded, ReadOnlyFilesystem, StorageFull, WriteZero};
+    matches!(error.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem | Interrupted | WriteZero)
+}
