@@ -23,7 +23,8 @@ use super::seal::Sealer;
 use super::segment::SegmentFile;
 use super::spool::{Health, PLACE_BYTES, Shared, WorkerLink, footprint};
 
-/// The most that is gathered before its marks move, or a segment where that is smaller; a burst beyond it waits for the next time.
+/// The most that is gathered before its marks move, or a quarter of a segment where that is smaller; a burst beyond it waits for the next
+/// time.
 const MAX_GATHERED: usize = 1024 * 1024;
 /// How many buffers a worker gets back at most.
 const SPARE_BATCHES: usize = 4;
@@ -98,7 +99,7 @@ impl Writer {
         cipher: Option<Cipher>,
     ) -> Self {
         let clock = InstantText::new();
-        let (out, owed) = (Vec::with_capacity(2 * append::PIECE_BYTES), Vec::new());
+        let (out, owed) = (Vec::with_capacity(2 * append::WRITE_BYTES), Vec::new());
         let ahead = Ahead::new(shared.segment_bytes());
         Self {
             shared,
@@ -229,7 +230,7 @@ impl Writer {
             self.sealer.append(record.hash);
             self.out_events += 1;
             chained += self.out.len() - at;
-            if self.out.len() >= append::PIECE_BYTES {
+            if self.out.len() >= append::WRITE_BYTES {
                 self.write_ahead();
             }
         }

@@ -1,7 +1,7 @@
 //! How chained records get into the segment, what a disk that refuses them means, and who is told when they are there.
 //!
-//! Owns the order: the bytes first, in pieces that a core's cache holds, then at once the marks, the piece for delivery and the segment's
-//! length as others know it. Refuses to know what a record says.
+//! Owns the order: the bytes first, as many at a time as a core's cache holds, then at once the marks, the piece for delivery and the
+//! segment's length as others know it. Refuses to know what a record says.
 
 use std::io;
 use std::path::PathBuf;
@@ -17,15 +17,15 @@ use crate::audit::segment::{self, SegmentFile};
 use crate::audit::spool::{Health, Segment};
 
 /// So much is written at a time. What is chained into the same few pages again and again stays in the core's second cache, and what the
-/// worker there had in it too (`docs/performance.md`).
-pub(super) const PIECE_BYTES: usize = 32 * 1024;
+/// worker there had in it too (`docs/performance.md`). With debug assertions less, so that tests do it often.
+pub(super) const WRITE_BYTES: usize = if cfg!(debug_assertions) { 2 * 1024 } else { 32 * 1024 };
 /// How long to wait before a refused write is tried again.
 pub(super) const RETRY_AFTER: Duration = Duration::from_millis(200);
 
 impl Writer {
     /// How many bytes are gathered before their marks move.
     pub(super) fn most_gathered(&self) -> usize {
-        MAX_GATHERED.min(self.shared.segment_bytes() as usize)
+        MAX_GATHERED.min(self.shared.segment_bytes() as usize / 4)
     }
 
     /// Writes `out` and tells nobody yet. All that is told together is in one segment, so not at its end; and a disk that refuses something
