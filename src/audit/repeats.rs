@@ -16,10 +16,6 @@ const TYPE_BYTES: usize = 16;
 pub(crate) struct Repeats {
     frame: Frame,
     is_open: bool,
-    /// How much of the frame's content is not in the caller's buffer any more.
-    gone: usize,
-    #[cfg(debug_assertions)]
-    content: Vec<u8>,
     /// The last record of each kind.
     known: Vec<Known>,
     /// The place of the last one among them.
@@ -28,13 +24,11 @@ pub(crate) struct Repeats {
     next: usize,
 }
 
+#[derive(Clone, Copy)]
 struct Known {
     kind: Kind,
-    /// Where it is in the frame's content.
     at: usize,
     ends: Ends,
-    /// The record itself, once the caller's buffer has it no more.
-    kept: Vec<u8>,
 }
 
 /// Records of one kind say the same but for some values: they have one type, and tell as much of their connection and decision.
@@ -46,45 +40,32 @@ struct Kind {
 
 impl Repeats {
     pub(crate) fn new() -> Self {
-        Self {
-            frame: Frame::default(),
-            is_open: false,
-            gone: 0,
-            #[cfg(debug_assertions)]
-            content: Vec::new(),
-            known: Vec::with_capacity(KINDS),
-            last: 0,
-            next: 0,
-        }
+        Self { frame: Frame::default(), is_open: false, known: Vec::with_capacity(KINDS), last: 0, next: 0 }
     }
 
     /// Begins a frame; what was there is gone.
     pub(crate) fn begin(&mut self) {
         self.frame.begin();
         self.is_open = true;
-        #[cfg(debug_assertions)]
-        self.content.clear();
         self.known.clear();
-        (self.gone, self.last, self.next) = (0, 0, 0);
+        (self.last, self.next) = (0, 0);
     }
 
     /// Adds the record that `out` ends with, from byte `at` on. All before it are in the frame.
     pub(crate) fn record(&mut self, out: &[u8], at: usize, ends: Ends) {
-        self.is_open &= self.frame.content() == self.gone + at && self.gone + out.len() <= MAX_CONTENT;
+        self.is_open &= self.frame.content() == at && out.len() <= MAX_CONTENT;
         if !self.is_open {
             return;
         }
-        let new = &out[at..];
-        let kind = Kind::of(new, &ends);
+        let kind = Kind::of(&out[at..], &ends);
+        let record = Known { kind, at, ends };
         let exactly = self.known.iter().position(|known| known.kind == kind);
         let of_type = || self.known.iter().position(|known| known.kind.of == kind.of);
-        let at = self.gone + at;
         match self.known.get(self.last) {
-            None => self.frame.literal(new),
+            None => self.frame.literal(&out[at..]),
             Some(last) => {
-                let like = &self.known[exactly.or_else(of_type).unwrap_or(self.last)];
-                let old = like.line(out, self.gone);
-                compare(&mut self.frame, (new, at, &ends), (old, like.at, &like.ends), last.at);
+                let like = exactly.or_else(of_type).unwrap_or(self.last);
+                self.compare(out, record, self.known[like], *last);
             }
         }
         self.last = exactly.unwrap_or(self.next);
@@ -92,95 +73,63 @@ impl Repeats {
             self.next = (self.next + 1) % KINDS;
         }
         match self.known.get_mut(self.last) {
-            Some(known) => (known.kind, known.at, known.ends) = (kind, at, ends),
-            None => self.known.push(Known { kind, at, ends, kept: Vec::new() }),
+            Some(known) => *known = record,
+            None => self.known.push(record),
         }
     }
 
-    /// The caller empties `out`, and the frame goes on with what it has next.
-    pub(crate) fn go_on(&mut self, out: &[u8]) {
-        for known in self.known.iter_mut().filter(|known| known.at >= self.gone) {
-            let from = known.at - self.gone;
-            known.kept.clear();
-            known.kept.extend_from_slice(&out[from..from + known.len()]);
-        }
-        self.gone += out.len();
-        #[cfg(debug_assertions)]
-        self.content.extend_from_slice(out);
+    /// The frame, if it has the first `len` bytes and no more.
+    pub(crate) fn end(&mut self, len: usize) -> Option<&[u8]> {
+        let whole = std::mem::take(&mut self.is_open) && self.frame.content() == len;
+        if whole { self.frame.end() } else { None }
     }
 
-    /// The frame, if it has all that was gone on from, and `out`, and no more.
-    pub(crate) fn end(&mut self, out: &[u8]) -> Option<&[u8]> {
-        let whole = std::mem::take(&mut self.is_open) && self.frame.content() == self.gone + out.len();
-        let coded = if whole { self.frame.end()? } else { return None };
-        #[cfg(debug_assertions)]
-        {
-            self.content.extend_from_slice(out);
-            let plain = zstd::bulk::decompress(coded, self.content.len());
-            assert!(plain.is_ok_and(|plain| plain == self.content), "the frame is not what was chained");
+    /// Adds a record by what it has in common with `like`, and with `last`, the one before it.
+    fn compare(&mut self, out: &[u8], record: Known, like: Known, last: Known) {
+        let (new, old) = (record.line(out), like.line(out));
+        let [before_hash, _, before_prev, after_prev, ..] = record.ends.map(|end| end as usize);
+        let distance = record.at - like.at;
+        self.frame.copy(&new[..before_hash], distance);
+        self.frame.literal(&new[before_hash..before_prev]);
+        // What the record before is called.
+        let hash_of_last = last.at + before_hash;
+        self.frame.copy(&new[before_prev..after_prev], record.at + before_prev - hash_of_last);
+        let mut ends = record.ends.iter().zip(&like.ends).map(|(end, old)| (*end as usize, *old as usize));
+        let (mut at, mut old_at) = (after_prev, after_prev);
+        loop {
+            // All that is the same goes at once, whatever parts it is.
+            let same = same_at_the_front(&new[at..], &old[old_at..]);
+            self.frame.copy(&new[at..at + same], distance + at - old_at);
+            (at, old_at) = (at + same, old_at + same);
+            // Where they differ, they may be the same again at the end of the part.
+            let Some((end, old_end)) = ends.find(|(end, _)| *end > at) else { break };
+            let (rest, old) = (&new[at..end], old.get(old_at..old_end).unwrap_or_default());
+            let back = same_at_the_end(rest, old);
+            self.differing(&rest[..rest.len() - back], old, distance + at - old_at);
+            (at, old_at) = (end - back, old_end - back);
         }
-        Some(coded)
     }
-}
 
-/// Adds a record by what it has in common with one `like` it, and with the one before it, which is at `last`. Of both: the record, where it is
-/// in the content, and where its parts end.
-fn compare(
-    frame: &mut Frame,
-    (new, new_at, ends): (&[u8], usize, &Ends),
-    (old, like_at, old_ends): (&[u8], usize, &Ends),
-    last: usize,
-) {
-    let [before_hash, _, before_prev, after_prev, ..] = ends.map(|end| end as usize);
-    let distance = new_at - like_at;
-    frame.copy(&new[..before_hash], distance);
-    frame.literal(&new[before_hash..before_prev]);
-    // What the record before is called.
-    let hash_of_last = last + before_hash;
-    frame.copy(&new[before_prev..after_prev], new_at + before_prev - hash_of_last);
-    let mut ends = ends.iter().zip(old_ends).map(|(end, old)| (*end as usize, *old as usize));
-    let (mut at, mut old_at) = (after_prev, after_prev);
-    loop {
-        // All that is the same goes at once, whatever parts it is.
-        let same = same_at_the_front(&new[at..], &old[old_at..]);
-        frame.copy(&new[at..at + same], distance + at - old_at);
-        (at, old_at) = (at + same, old_at + same);
-        // Where they differ, they may be the same again at the end of the part.
-        let Some((end, old_end)) = ends.find(|(end, _)| *end > at) else { break };
-        let (rest, old) = (&new[at..end], old.get(old_at..old_end).unwrap_or_default());
-        let back = same_at_the_end(rest, old);
-        differing(frame, &rest[..rest.len() - back], old, distance + at - old_at);
-        (at, old_at) = (end - back, old_end - back);
-    }
-}
-
-/// Adds bytes that differ from `old`, `offset` before them, in the first one at least.
-fn differing(frame: &mut Frame, new: &[u8], old: &[u8], offset: usize) {
-    let mut at = 0;
-    while at < new.len() {
-        let other = other_at_the_front(&new[at..], old.get(at..).unwrap_or_default());
-        frame.literal(&new[at..at + other]);
-        at += other;
-        if at == new.len() {
-            break;
+    /// Adds bytes that differ from `old`, `offset` before them, in the first one at least.
+    fn differing(&mut self, new: &[u8], old: &[u8], offset: usize) {
+        let mut at = 0;
+        while at < new.len() {
+            let other = other_at_the_front(&new[at..], old.get(at..).unwrap_or_default());
+            self.frame.literal(&new[at..at + other]);
+            at += other;
+            if at == new.len() {
+                break;
+            }
+            let same = same_at_the_front(&new[at..], old.get(at..).unwrap_or_default());
+            self.frame.copy(&new[at..at + same], offset);
+            at += same;
         }
-        let same = same_at_the_front(&new[at..], old.get(at..).unwrap_or_default());
-        frame.copy(&new[at..at + same], offset);
-        at += same;
     }
 }
 
 impl Known {
-    fn len(&self) -> usize {
-        self.ends[self.ends.len() - 1] as usize
-    }
-
-    /// The record, in `out` or in what was kept of what is `gone`.
-    fn line<'r>(&'r self, out: &'r [u8], gone: usize) -> &'r [u8] {
-        match self.at.checked_sub(gone) {
-            Some(at) => &out[at..at + self.len()],
-            None => &self.kept,
-        }
+    fn line<'o>(&self, out: &'o [u8]) -> &'o [u8] {
+        &out[self.at..self.at + self.ends[self.ends.len() - 1] as usize]
     }
 }
 
@@ -233,8 +182,6 @@ mod tests {
 
     struct Trail {
         chain: Chain,
-        /// What was chained and is not in `out` any more.
-        gone: Vec<u8>,
         out: Vec<u8>,
         repeats: Repeats,
     }
@@ -243,13 +190,7 @@ mod tests {
         fn new() -> Self {
             let mut repeats = Repeats::new();
             repeats.begin();
-            let chain = Chain::new(Epoch::generate(1_795_183_402_118, None));
-            Self { chain, gone: Vec::new(), out: Vec::new(), repeats }
-        }
-
-        fn go_on(&mut self) {
-            self.repeats.go_on(&self.out);
-            self.gone.append(&mut self.out);
+            Self { chain: Chain::new(Epoch::generate(1_795_183_402_118, None)), out: Vec::new(), repeats }
         }
 
         fn append(&mut self, head: [&str; 2], tail: [&str; 3]) {
@@ -288,9 +229,8 @@ mod tests {
 
         /// The frame, which a library decodes to what was chained.
         fn coded(&mut self) -> Vec<u8> {
-            let coded = self.repeats.end(&self.out).unwrap().to_vec();
-            self.gone.append(&mut self.out);
-            assert!(zstd::bulk::decompress(&coded, self.gone.len()).unwrap() == self.gone);
+            let coded = self.repeats.end(self.out.len()).unwrap().to_vec();
+            assert!(zstd::bulk::decompress(&coded, self.out.len()).unwrap() == self.out);
             coded
         }
     }
@@ -298,14 +238,6 @@ mod tests {
     /// If this fails, a collector gets other records than were chained and tells of a forged trail, or as many bytes as there are.
     #[test]
     fn records_are_coded_by_what_they_repeat() {
-        let coded: Vec<_> = [usize::MAX, 32 * 1024, 1].map(coded_of_400).into();
-        let [(whole, plain), pieces, records] = coded[..] else { unreachable!() };
-        assert!(whole * 4 < plain, "{whole} of {plain}");
-        assert_eq!([pieces, records], [(whole, plain); 2], "whatever the pieces are, the frame is the same");
-    }
-
-    /// How long the frame of 400 records is, and they are, where they are written after so many bytes.
-    fn coded_of_400(written_after: usize) -> (usize, usize) {
         let mut random = fastrand::Rng::with_seed(5);
         let mut trail = Trail::new();
         for number in 0..200 {
@@ -315,11 +247,9 @@ mod tests {
             );
             let template = ["/fhir/Patient/{id}", "/fhir/Observation/{id}", "/notes/{id}"][number % 3];
             trail.request(&mut random, &conn, template);
-            if trail.out.len() >= written_after {
-                trail.go_on();
-            }
         }
-        (trail.coded().len(), trail.gone.len())
+        let coded = trail.coded().len();
+        assert!(coded * 4 < trail.out.len(), "{coded} of {}", trail.out.len());
     }
 
     /// If this fails, records that have little in common are coded wrong.
@@ -339,14 +269,11 @@ mod tests {
                     .collect();
                 let [a, b, c, d, e] = &texts[..] else { unreachable!() };
                 trail.append([a, b], [c, d, e]);
-                if trail.gone.len() + trail.out.len() > MAX_CONTENT {
+                if trail.out.len() > MAX_CONTENT {
                     break;
                 }
-                if random.u8(..4) == 0 {
-                    trail.go_on();
-                }
             }
-            if trail.gone.len() + trail.out.len() <= MAX_CONTENT {
+            if trail.out.len() <= MAX_CONTENT {
                 trail.coded();
             }
         }
@@ -357,16 +284,16 @@ mod tests {
     fn there_is_no_frame_of_a_part_or_of_too_much() {
         let mut trail = Trail::new();
         trail.append(["", ""], ["", "", ""]);
-        assert!(trail.repeats.end(&[&trail.out[..], b" "].concat()).is_none(), "something else was appended");
-        assert!(trail.repeats.end(&trail.out).is_none(), "it was asked for before");
+        assert!(trail.repeats.end(trail.out.len() + 1).is_none(), "something else was appended");
+        assert!(trail.repeats.end(trail.out.len()).is_none(), "it was asked for before");
         trail.repeats.begin();
         trail.append(["", ""], ["", "", ""]);
-        assert!(trail.repeats.end(&trail.out).is_none(), "there was something before");
+        assert!(trail.repeats.end(trail.out.len()).is_none(), "there was something before");
         let mut trail = Trail::new();
         let text = "x".repeat(60_000);
         while trail.out.len() <= MAX_CONTENT {
             trail.append([&text, ""], ["", "", ""]);
         }
-        assert!(trail.repeats.end(&trail.out).is_none());
+        assert!(trail.repeats.end(trail.out.len()).is_none());
     }
 }

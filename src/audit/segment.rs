@@ -160,9 +160,6 @@ impl SegmentFile {
 pub(crate) struct Disk {
     #[cfg(test)]
     pub(crate) write_error: std::sync::Mutex<Option<io::ErrorKind>>,
-    /// So many appends go well before `write_error` is the disk's answer.
-    #[cfg(test)]
-    pub(crate) spared_writes: std::sync::atomic::AtomicU32,
     #[cfg(test)]
     pub(crate) allocate_error: std::sync::Mutex<Option<io::ErrorKind>>,
     #[cfg(test)]
@@ -173,10 +170,6 @@ impl Disk {
     fn write(&self, mut file: &File, bytes: &[u8]) -> io::Result<usize> {
         #[cfg(test)]
         if let Some(kind) = *self.write_error.lock().unwrap() {
-            use std::sync::atomic::Ordering::SeqCst;
-            if self.spared_writes.try_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
-                return file.write(bytes);
-            }
             // A full disk takes what fits before it says so.
             file.write_all(&bytes[..bytes.len().min(7)])?;
             return Err(kind.into());
@@ -198,9 +191,7 @@ impl Disk {
     /// What the disk says.
     pub(crate) fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
         #[cfg(test)]
-        if let Some(kind) = *self.write_error.lock().unwrap()
-            && self.spared_writes.load(std::sync::atomic::Ordering::SeqCst) == 0
-        {
+        if let Some(kind) = *self.write_error.lock().unwrap() {
             return Err(kind.into());
         }
         file.write_all_at(bytes, offset)

@@ -1,6 +1,7 @@
 //! The writer: the one thread that owns the chain and the newest segment.
 //!
-//! It takes what all workers sent, chains it, appends it and only then moves the marks that the workers wait for. It never syncs while workers wait: that is the syncer's (see `sync`). While the disk refuses writes it keeps what
+//! It takes what all workers sent, chains it, appends it by one `write` and only then moves the marks that the workers wait
+//! for. It never syncs while workers wait: that is the syncer's (see `sync`). While the disk refuses writes it keeps what
 //! was recorded (the reservations bound how much) and tries again; no event is skipped, because the next one's hash would
 //! not fit.
 
@@ -23,9 +24,8 @@ use super::seal::Sealer;
 use super::segment::SegmentFile;
 use super::spool::{Health, PLACE_BYTES, Shared, WorkerLink, footprint};
 
-/// The most that is gathered before its marks move, or a quarter of a segment where that is smaller; a burst beyond it waits for the next
-/// time.
-const MAX_GATHERED: usize = 1024 * 1024;
+/// The most that is gathered before a write, or a segment where that is smaller; a burst beyond it takes another.
+const MAX_WRITE: usize = 1024 * 1024;
 /// How many buffers a worker gets back at most.
 const SPARE_BATCHES: usize = 4;
 
@@ -60,7 +60,6 @@ pub(crate) struct Writer {
     /// Records that were chained and not written yet.
     out: Vec<u8>,
     out_events: u64,
-    untold: Untold,
     owed: Vec<Owed>,
     retry_at: Option<Instant>,
     ending: Option<Ending>,
@@ -68,15 +67,6 @@ pub(crate) struct Writer {
 
 struct Ending {
     close: bool,
-}
-
-/// Records that are in the segment, before those in `out`; their marks move with those of `out`, and nobody looks for them before.
-#[derive(Default)]
-struct Untold {
-    bytes: usize,
-    events: u64,
-    /// When the first of them happened.
-    oldest_ns: u64,
 }
 
 /// Marks to move when `out` is written.
@@ -99,7 +89,7 @@ impl Writer {
         cipher: Option<Cipher>,
     ) -> Self {
         let clock = InstantText::new();
-        let (out, owed) = (Vec::with_capacity(2 * append::WRITE_BYTES), Vec::new());
+        let (out, owed) = (Vec::with_capacity(MAX_WRITE / 4), Vec::new());
         let ahead = Ahead::new(shared.segment_bytes());
         Self {
             shared,
@@ -114,7 +104,6 @@ impl Writer {
             clock,
             out,
             out_events: 0,
-            untold: Untold::default(),
             owed,
             retry_at: None,
             ending: None,
@@ -126,7 +115,7 @@ impl Writer {
     /// # Errors
     /// What kept the last events from being written.
     pub(crate) fn run(mut self) -> Result<(), String> {
-        let most = self.most_gathered();
+        let most = MAX_WRITE.min(self.shared.segment_bytes() as usize);
         let ending = loop {
             if let Some(ending) = self.ending.take() {
                 break ending;
@@ -135,7 +124,7 @@ impl Writer {
                 Some(message) => self.take(message),
                 None => self.repeats = None,
             }
-            while self.untold.bytes + self.out.len() < most && self.ending.is_none() {
+            while self.out.len() < most && self.ending.is_none() {
                 let Ok(message) = self.inbox.try_recv() else { break };
                 self.take(message);
             }
@@ -201,8 +190,8 @@ impl Writer {
 
     /// Chains the events of a batch into `out` and takes their bytes from the budget.
     fn chain_up(&mut self, batch: &Batch) {
-        let mut chained = 0;
-        if self.out.is_empty() && self.untold.events == 0 {
+        let before = self.out.len();
+        if before == 0 {
             if self.cipher.is_none() && self.shared.wants_frames() {
                 self.repeats.get_or_insert_with(Repeats::new).begin();
             } else {
@@ -229,12 +218,8 @@ impl Writer {
             }
             self.sealer.append(record.hash);
             self.out_events += 1;
-            chained += self.out.len() - at;
-            if self.out.len() >= append::WRITE_BYTES {
-                self.write_ahead();
-            }
         }
-        self.shared.free.fetch_sub(chained as i64, Ordering::AcqRel);
+        self.shared.free.fetch_sub((self.out.len() - before) as i64, Ordering::AcqRel);
     }
 
     /// Says how far the epoch has come, when that is due. A disk that takes nothing is not given more to take.

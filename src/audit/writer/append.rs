@@ -1,7 +1,7 @@
 //! How chained records get into the segment, what a disk that refuses them means, and who is told when they are there.
 //!
-//! Owns the order: the bytes first, as many at a time as a core's cache holds, then at once the marks, the piece for delivery and the
-//! segment's length as others know it. Refuses to know what a record says.
+//! Owns the order: the bytes first, by one `write`, then the segment's length as others know it, the marks and the piece for delivery.
+//! Refuses to know what a record says.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,52 +9,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{MAX_GATHERED, Untold, Writer};
+use super::{MAX_WRITE, Writer};
 use crate::audit::batch;
 use crate::audit::fresh::{self, Piece};
 use crate::audit::journal::Mark;
 use crate::audit::segment::{self, SegmentFile};
 use crate::audit::spool::{Health, Segment};
 
-/// So much is written at a time. What is chained into the same few pages again and again stays in the core's second cache, and what the
-/// worker there had in it too (`docs/performance.md`). With debug assertions less, so that tests do it often.
-pub(super) const WRITE_BYTES: usize = if cfg!(debug_assertions) { 2 * 1024 } else { 32 * 1024 };
 /// How long to wait before a refused write is tried again.
 pub(super) const RETRY_AFTER: Duration = Duration::from_millis(200);
 
 impl Writer {
-    /// How many bytes are gathered before their marks move.
-    pub(super) fn most_gathered(&self) -> usize {
-        MAX_GATHERED.min(self.shared.segment_bytes() as usize / 4)
-    }
-
-    /// Writes `out` and tells nobody yet. All that is told together is in one segment, so not at its end; and a disk that refuses something
-    /// is tried again by [`Writer::flush`].
-    pub(super) fn write_ahead(&mut self) {
-        let has_room = self.segment.len() + (self.out.len() + self.most_gathered()) as u64
-            <= self.shared.segment_bytes();
-        if !has_room || self.retry_at.is_some() || self.shared.health() != Health::Good {
-            return;
-        }
-        if let Err(error) = self.segment.append(&self.shared.disk, &self.out) {
-            return self.refused(&error, can_be_retried(&error));
-        }
-        if self.untold.events == 0 {
-            self.untold.oldest_ns = oldest_ns(&self.out);
-        }
-        self.untold.bytes += self.out.len();
-        self.untold.events += self.out_events;
-        if let Some(repeats) = &mut self.repeats {
-            repeats.go_on(&self.out);
-        }
-        self.out.clear();
-        self.out_events = 0;
-    }
-
-    /// Writes `out`, unless it is too early to try again, and tells of all that is written.
+    /// Writes `out`, unless it is too early to try again, and tells of it.
     pub(super) fn flush(&mut self) {
-        let nothing = self.out.is_empty() && self.untold.events == 0;
-        if nothing || self.retry_at.is_some_and(|at| Instant::now() < at) {
+        if self.out.is_empty() || self.retry_at.is_some_and(|at| Instant::now() < at) {
             return;
         }
         if self.shared.health() == Health::Poisoned {
@@ -95,7 +63,7 @@ impl Writer {
     fn roll_if_full(&mut self) -> io::Result<()> {
         let full = self.segment.len() + self.out.len() as u64 > self.shared.segment_bytes();
         // On a full disk this one has space, and a new one has none.
-        if self.segment.len() == 0 || !full || self.untold.events > 0 || self.ahead.is_short() {
+        if self.segment.len() == 0 || !full || self.ahead.is_short() {
             return Ok(());
         }
         let dir = &self.shared.config.dir;
@@ -144,15 +112,14 @@ impl Writer {
                 marker.mark(&self.shared.disk, Mark { position, next_seq });
             }
         }
-        let untold = std::mem::take(&mut self.untold);
-        self.code(ordinal, &untold);
-        self.shared.written_events.fetch_add(untold.events + self.out_events, Ordering::Release);
-        self.shared.written_bytes.fetch_add((untold.bytes + self.out.len()) as u64, Ordering::Release);
+        self.code(ordinal);
+        self.shared.written_events.fetch_add(self.out_events, Ordering::Release);
+        self.shared.written_bytes.fetch_add(self.out.len() as u64, Ordering::Release);
         for sink in &self.shared.sinks {
             sink.new_data.notify_one();
         }
         self.out.clear();
-        self.out.shrink_to(2 * MAX_GATHERED);
+        self.out.shrink_to(2 * MAX_WRITE);
         self.out_events = 0;
         if self.retry_at.take().is_some() {
             tracing::info!("the audit spool is written again");
@@ -163,39 +130,34 @@ impl Writer {
         }
     }
 
-    /// Codes what was written, at the end of segment `ordinal`, for the sinks that take it so.
-    fn code(&mut self, ordinal: u64, untold: &Untold) {
-        let bytes = untold.bytes + self.out.len();
-        if bytes < fresh::WORTH_BYTES {
+    /// Codes what was written, at the end of segment `ordinal`, for the sinks that take it so. It is still in this core's cache, which
+    /// nothing of it is when delivery would read it.
+    fn code(&mut self, ordinal: u64) {
+        if self.out.len() < fresh::WORTH_BYTES {
             return;
         }
-        let Some(coded) = self.repeats.as_mut().and_then(|repeats| repeats.end(&self.out)) else {
+        let Some(coded) = self.repeats.as_mut().and_then(|repeats| repeats.end(self.out.len())) else {
             return;
         };
+        debug_assert!(zstd::bulk::decompress(coded, self.out.len()).is_ok_and(|plain| plain == self.out));
         let (end, next_seq) = (self.segment.len(), self.chain.next_seq());
         self.shared.fresh.push(Piece {
             ordinal,
-            place: end - bytes as u64..end,
-            seqs: next_seq - untold.events - self.out_events..next_seq,
-            oldest_ns: if untold.events > 0 { untold.oldest_ns } else { oldest_ns(&self.out) },
+            place: end - self.out.len() as u64..end,
+            seqs: next_seq - self.out_events..next_seq,
+            oldest_ns: batch::time_ns(batch::first_line(&self.out)).unwrap_or(0),
             coded: coded.into(),
         });
     }
 
-    /// The disk failed for good: what was recorded since cannot be kept, and is counted. What it took before it failed stays in the segment.
+    /// The disk failed for good: what was recorded since cannot be kept, and is counted.
     fn lose(&mut self) {
         self.shared.lost_events.fetch_add(self.out_events, Ordering::Release);
         self.out.clear();
         self.out_events = 0;
-        self.untold = Untold::default();
         self.owed.clear();
         self.retry_at = None;
     }
-}
-
-/// When the first of these records happened, in nanoseconds since 1970.
-fn oldest_ns(records: &[u8]) -> u64 {
-    batch::time_ns(batch::first_line(records)).unwrap_or(0)
 }
 
 /// Whether the disk refused the bytes as such, so that the same write may succeed later.
