@@ -81,6 +81,11 @@ impl Batch {
         self.spelled_out
     }
 
+    /// How many bytes they are here, and in the journal.
+    pub(crate) fn encoded(&self) -> usize {
+        self.bytes.len()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.cuts.is_empty()
     }

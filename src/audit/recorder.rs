@@ -32,12 +32,12 @@ const MAX_UNWRITTEN_EVENTS: u64 = 16 * 1024;
 /// The same in bytes of encoded events: 8 MiB.
 const MAX_UNWRITTEN_BYTES: u64 = 8 * 1024 * 1024;
 /// A batch of this many bytes does not wait for the end of the turn.
-const FULL_BATCH_BYTES: u64 = 256 * 1024;
+const FULL_BATCH_BYTES: usize = 256 * 1024;
 /// How long events for which nobody waits (any more) stay before they go to the writer: those of many turns share its write,
-/// and its wake-up. With the syncer's own delay it is less than the 100 ms after which they are on disk.
-const COMPANY: Duration = Duration::from_millis(10);
-/// So many bytes of them do not stay, so that the writer is done with them before the other half of the journal is full. Each time
-/// the writer comes, what a worker had in its core's cache goes: with half as much the workers take 2 to 4 % more CPU. Small
+/// and its wake-up. With the syncer's own delay it is less than the 100 ms after which they are on disk. What the writer does
+/// each time it comes costs it 0.7 us a request less than with half as long and as much (`docs/performance.md`).
+const COMPANY: Duration = Duration::from_millis(20);
+/// So many bytes of them do not stay, so that the writer is done with them before the other half of the journal is full. Small
 /// segments and journals take less at a time.
 const MUCH_COMPANY_BYTES: u64 = 128 * 1024;
 /// The most places a worker takes from the spool at once, so that the shared counter is touched once in many requests.
@@ -102,7 +102,7 @@ impl RecorderSeed {
             detour: Cell::new(0),
             lease: Cell::new(0),
             chunk,
-            much_company,
+            much_company: much_company as usize,
             pump: RefCell::new(None),
             hasty: Cell::new(false),
             timed: Cell::new(false),
@@ -368,7 +368,7 @@ struct Worker {
     lease: Cell<i64>,
     chunk: i64,
     /// So many bytes do not stay for company.
-    much_company: u64,
+    much_company: usize,
     pump: RefCell<Option<Waker>>,
     /// Whether a request waits for an event that is not settled.
     hasty: Cell<bool>,
@@ -423,7 +423,7 @@ impl Worker {
         encode(&mut batch, &mut self.clock.borrow_mut());
         self.recorded.set(self.recorded.get() + 1);
         self.recorded_bytes.set(self.recorded_bytes.get() + batch.bytes() - before);
-        let full = batch.bytes() >= FULL_BATCH_BYTES;
+        let full = batch.encoded() >= FULL_BATCH_BYTES;
         drop(batch);
         // The pump is told once: of the first event that cannot wait, and of the first that its timer is for.
         let pump_knows = match haste {
@@ -486,7 +486,7 @@ impl Worker {
         self.wake_waiters();
         // What waits for the disk cannot wait for company, and neither can a journal that fills.
         let durable = self.shared.config.durability != Durability::Write;
-        if durable || self.batch.borrow().bytes() >= self.much_company {
+        if durable || self.batch.borrow().encoded() >= self.much_company {
             self.flush();
         } else {
             self.timed.set(true);

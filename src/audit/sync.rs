@@ -11,8 +11,8 @@ use std::time::Duration;
 use super::spool::{Durability, Health, Shared};
 
 /// How long written events wait for company in `write` mode. The promise is at least one sync each 100 ms; the rest is for
-/// the sync itself.
-const SYNC_DELAY: Duration = Duration::from_millis(75);
+/// what they waited before they were written (see `recorder`), and for the sync itself.
+const SYNC_DELAY: Duration = Duration::from_millis(65);
 
 /// Works until the writer has ended and all it wrote is on disk.
 pub(crate) fn run(shared: &Shared) {
