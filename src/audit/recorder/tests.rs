@@ -5,10 +5,13 @@ use std::future::Future;
 use std::pin::pin;
 use std::sync::mpsc::{self, Receiver};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
+use super::worker::{COMPANY, MAX_UNWRITTEN_EVENTS};
 use super::*;
 use crate::audit::event::{ConnFacts, ConnFragment, Decision, Direction, HttpFacts, ResponseFacts};
-use crate::audit::spool::SpoolConfig;
+use crate::audit::journal;
+use crate::audit::spool::{Health, SpoolConfig};
 
 fn config(durability: Durability, on_failure: OnFailure) -> SpoolConfig {
     SpoolConfig {
