@@ -22,9 +22,10 @@ done < <(grep -B1 '^  curl ' guide.txt | grep -v '^--')
 
 tail_command=$(grep -oE '[^ ]+ audit tail .*' guide.txt)
 verify_command=$(grep -oE '[^ ]+ audit verify .*' guide.txt)
-check "the trail shows an allow" eval "$tail_command | matches 'allow GET'"
-check "the trail shows a denial" eval "$tail_command | matches 'deny GET'"
-check "the trail shows a rejection" eval "$tail_command | matches 'dot_segment'"
+# A worker's events are in its journal at once, and in a segment some 20 ms later.
+until_true "the trail shows an allow" eval "$tail_command | matches 'allow GET'"
+until_true "the trail shows a denial" eval "$tail_command | matches 'deny GET'"
+until_true "the trail shows a rejection" eval "$tail_command | matches 'dot_segment'"
 delivered() { $verify_command --format json 2>/dev/null | matches '"access.decision": *3'; }
 until_true "the collector has all three decisions" delivered
 check "the store verifies while it is written" eval "$verify_command >/dev/null"
