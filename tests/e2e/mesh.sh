@@ -176,7 +176,7 @@ for kind in two foreign expired; do
   check "a peer is refused: $kind" equal "$(peer -cert $kind/svid.pem -key $kind/svid.key)" ""
 done
 for reason in no_certificate several_uri_sans unknown_trust_domain expired; do
-  check "conn.rejected: $reason" eval "cat records/audit/*.ndjson | grep '\"type\":\"conn.rejected\"' | matches '\"$reason\"'"
+  until_true "conn.rejected: $reason" eval "cat records/audit/*.ndjson | grep '\"type\":\"conn.rejected\"' | matches '\"$reason\"'"
 done
 
 say "== an app that is down"
