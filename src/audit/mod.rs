@@ -17,6 +17,8 @@
 mod account;
 mod ahead;
 mod batch;
+#[cfg(phiward_bench_switch)]
+mod bench_switch;
 mod binding;
 mod chain;
 mod check;
@@ -228,6 +230,8 @@ impl Audit {
         instance: &InstanceFacts,
         sinks: &[SinkConfig],
     ) -> Result<Self, AuditError> {
+        #[cfg(phiward_bench_switch)]
+        bench_switch::follow();
         let path = config.dir.clone();
         let io_error = |error| AuditError::Spool { path: path.clone(), error };
         if config.max_bytes < MIN_SPOOL_BYTES {

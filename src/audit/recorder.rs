@@ -178,8 +178,11 @@ impl Reservation {
             // A mistake of the caller must not lose an event: the budget is overdrawn by one place instead.
             None => drop(self.worker.shared.free.fetch_sub(PLACE_BYTES, Ordering::AcqRel)),
         }
-        // Position 0 waits for nothing. A build for `benches/mesh --noaudit` alone: no feature or option of phiward leads here.
-        let position = if cfg!(phiward_bench_no_audit) { 0 } else { self.worker.push(haste, encode) };
+        #[cfg(phiward_bench_switch)]
+        if super::bench_switch::is_off() {
+            return Recorded { worker: self.worker.clone(), position: 0 }; // which waits for nothing
+        }
+        let position = self.worker.push(haste, encode);
         Recorded { worker: self.worker.clone(), position }
     }
 }
