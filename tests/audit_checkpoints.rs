@@ -73,9 +73,9 @@ fn lines(dir: &Path) -> Vec<String> {
 fn put_back(dir: &Path, lines: &[String]) {
     let (mut rest, paths) = (lines, segments(dir));
     for (at, path) in paths.iter().enumerate() {
-        let count = std::fs::read_to_string(path).unwrap().lines().count().min(rest.len());
+        let count = text_of(path).lines().count().min(rest.len());
         let (here, after) = rest.split_at(if at + 1 == paths.len() { rest.len() } else { count });
-        std::fs::write(path, here.iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+        put_text(path, here.iter().map(|line| format!("{line}\n")).collect::<String>());
         rest = after;
     }
 }

@@ -405,10 +405,8 @@ fn a_report_says_in_each_form_whether_its_trail_is_intact() {
     let (_, markdown) = told("markdown");
     assert!(markdown.contains("## Identities\n\n| identity | allowed |"), "{markdown}");
 
-    let segment = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
-    let segment = segment.filter(|path| path.extension().is_some_and(|end| end == "ndjson")).min().unwrap();
-    let changed = std::fs::read_to_string(&segment).unwrap().replacen("read-patient", "read-nothing", 1);
-    std::fs::write(&segment, changed).unwrap();
+    let segment = audit_support::segments(dir.path()).remove(0);
+    put_text(&segment, text_of(&segment).replacen("read-patient", "read-nothing", 1));
     let (code, text) = told("text");
     assert_eq!(code, Some(1));
     assert!(text.contains("NOT INTACT") && text.contains("flip"), "{text}");

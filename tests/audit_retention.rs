@@ -33,7 +33,7 @@ impl Stored {
         let mut stored = Self { dir, segments: Vec::new(), lines: Vec::new() };
         let mut name = String::new();
         for segment in segments(spool.path()) {
-            let text = std::fs::read_to_string(&segment).unwrap();
+            let text = text_of(&segment);
             stored.lines.extend(text.lines().map(|line| format!("{line}\n")));
             name = segment.file_name().unwrap().to_str().unwrap().to_owned();
         }

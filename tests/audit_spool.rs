@@ -115,7 +115,9 @@ fn opening_event(dir: &Path) -> serde_json::Value {
 /// If this fails, a crash in the middle of a write makes the trail look tampered with, or keeps phiward from starting.
 #[test]
 fn a_torn_tail_is_cut_to_the_last_whole_record_and_told() {
-    for torn in [&b"{\"chain\":{\"epoch\":\"0192"[..], &[0; 5000], b"\xff\xfe{}\n\0\0\0"] {
+    let frame = zstd::bulk::compress(b"{\"chain\":{\"epoch\":\"0192", 1).unwrap();
+    let zeros = [&frame[..frame.len() / 2], &[0; 5000]].concat();
+    for torn in [&frame[..2], &frame[..frame.len() - 1], &frame, &zeros, &[0; 5000], b"\xff\xfe{}\n\0\0\0"] {
         let dir = tempfile::tempdir().unwrap();
         trail_of(dir.path(), 3);
         let last = segments(dir.path()).pop().unwrap();
@@ -140,7 +142,7 @@ fn a_segment_without_a_whole_record_is_removed() {
     let first = segments(dir.path()).pop().unwrap();
     for content in [&b""[..], b"{\"chain\""] {
         std::fs::write(
-            dir.path().join("ffffffff-0000-7000-8000-000000000000-0000000000000000.ndjson"),
+            dir.path().join("ffffffff-0000-7000-8000-000000000000-0000000000000000.ndjson.zst"),
             content,
         )
         .unwrap();
@@ -151,18 +153,36 @@ fn a_segment_without_a_whole_record_is_removed() {
     }
 }
 
+/// If this fails, the first start after an update loses or doubts what an earlier version has written, line by line.
+#[test]
+fn a_spool_that_was_not_packed_is_gone_on_with() {
+    let dir = tempfile::tempdir().unwrap();
+    trail_of(dir.path(), 100);
+    for segment in segments(dir.path()) {
+        std::fs::write(segment.with_extension(""), text_of(&segment)).unwrap();
+        std::fs::remove_file(segment).unwrap();
+    }
+    let last = segments(dir.path()).pop().unwrap();
+    std::fs::OpenOptions::new().append(true).open(&last).unwrap().write_all(b"{\"chain\"").unwrap();
+    let open = opening_event(dir.path());
+    assert_eq!((&open["recovery"], &open["previous"]["seq"]), (&"torn_tail".into(), &201.into()));
+    assert_eq!(intact(dir.path()).by_type["access.decision"], 100);
+    let packed = segments(dir.path()).iter().filter(|path| path.extension().unwrap() == "zst").count();
+    assert_eq!(packed, 1, "the new epoch is");
+}
+
 /// If this fails, tampering with the spool of a stopped sidecar is repaired away by the next start.
 #[test]
 fn a_damaged_record_is_kept_as_evidence_and_told() {
     let dir = tempfile::tempdir().unwrap();
     trail_of(dir.path(), 3);
     let last = segments(dir.path()).pop().unwrap();
-    let damaged = std::fs::read_to_string(&last).unwrap().replacen("\"status\":200", "\"status\":500", 1);
-    std::fs::write(&last, &damaged).unwrap();
+    put_text(&last, text_of(&last).replacen("\"status\":200", "\"status\":500", 1));
+    let damaged = std::fs::read(&last).unwrap();
     let open = opening_event(dir.path());
     assert_eq!((open["recovery"].as_str(), open["previous"]["seq"].as_u64()), (Some("corrupt"), Some(1)));
-    let kept = last.with_extension("ndjson.corrupt");
-    assert_eq!(std::fs::read_to_string(kept).unwrap(), damaged);
+    let kept = last.with_extension("zst.corrupt");
+    assert_eq!(std::fs::read(kept).unwrap(), damaged);
     let report = verify(dir.path()).unwrap();
     assert_eq!(
         report.findings.iter().map(|finding| finding.kind).collect::<Vec<_>>(),
@@ -189,7 +209,7 @@ fn a_full_spool_refuses_or_counts_and_tells_the_gap() {
         worker(async {
             let (recorder, conn) = (audit.recorder().attach(), fragment());
             for _ in 0..2000 {
-                match try_request(&recorder, &conn, "r").await {
+                match try_request(&recorder, &conn, &random_text(400)).await {
                     Ok(()) => passed += 1,
                     Err(unavailable) => {
                         assert_eq!(unavailable, Unavailable::SpoolFull);

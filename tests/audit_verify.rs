@@ -22,9 +22,9 @@ fn after(tamper: impl FnOnce(&mut Vec<String>)) -> Finding {
 
 fn rewrite(dir: &Path, tamper: impl FnOnce(&mut Vec<String>)) {
     let path = segments(dir).remove(0);
-    let mut lines: Vec<_> = std::fs::read_to_string(&path).unwrap().lines().map(str::to_owned).collect();
+    let mut lines: Vec<_> = text_of(&path).lines().map(str::to_owned).collect();
     tamper(&mut lines);
-    std::fs::write(path, lines.join("\n") + "\n").unwrap();
+    put_text(&path, lines.join("\n") + "\n");
 }
 
 /// If this fails, a changed, removed, repeated or moved record passes, or the wrong one is named.
@@ -111,6 +111,49 @@ fn a_cut_at_any_byte_of_the_last_records_is_seen() {
         let report = verify(dir.path()).unwrap();
         let kind = report.findings[0].kind;
         assert!(matches!(kind, FindingKind::TornTail | FindingKind::Truncated), "{cut}: {kind:?}");
+    }
+}
+
+/// If this fails, somebody changes what is packed without unpacking it, and is not seen or not named.
+#[test]
+fn tampering_with_frames_is_named_as_tampering_with_lines_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let audit = start(dir.path(), &[]).unwrap();
+    ["a", "b", "c"].iter().for_each(|prefix| requests(&audit, prefix, 2));
+    audit.close().unwrap();
+    let path = segments(dir.path()).remove(0);
+    let (stored, text) = (std::fs::read(&path).unwrap(), text_of(&path));
+    let mut frames = Vec::new();
+    while let Some(rest) = stored.get(frames.iter().map(Vec::len).sum()..).filter(|rest| !rest.is_empty()) {
+        frames.push(rest[..zstd::zstd_safe::find_frame_compressed_size(rest).unwrap()].to_vec());
+    }
+    assert!(frames.len() > 3, "{}", frames.len());
+    let first_of_third = zstd::stream::decode_all(&frames[2][..]).unwrap();
+    let third =
+        serde_json::from_slice::<serde_json::Value>(first_of_third.split(|b| *b == b'\n').next().unwrap());
+    let third = third.unwrap()["chain"]["seq"].as_u64();
+
+    let finding = |frames: &[&[u8]]| {
+        std::fs::write(&path, frames.concat()).unwrap();
+        verify(dir.path()).unwrap().findings.into_iter().next().map(|finding| (finding.kind, finding.seq))
+    };
+    let all: Vec<&[u8]> = frames.iter().map(Vec::as_slice).collect();
+    assert_eq!(finding(&all), None);
+    let without: Vec<_> = [&all[..1], &all[2..]].concat();
+    assert_eq!(finding(&without), Some((FindingKind::Gap, third)));
+    let twice: Vec<_> = [&all[..2], &all[1..]].concat();
+    assert_eq!(finding(&twice).unwrap().0, FindingKind::Duplicate);
+    let moved = [&all[..1], &[all[2], all[1]], &all[3..]].concat();
+    assert!(matches!(finding(&moved).unwrap().0, FindingKind::Gap | FindingKind::Reorder));
+    let filled = [&all[..2], &[&[0; 100][..]], &all[2..]].concat();
+    assert_eq!(finding(&filled), Some((FindingKind::Flip, third)));
+    for at in (0..stored.len()).step_by(2) {
+        let mut changed = stored.clone();
+        changed[at] ^= 1 << (at % 8);
+        if finding(&[&changed]).is_none() {
+            // Some bits of the format say nothing.
+            assert_eq!(text_of(&path), text, "byte {at}");
+        }
     }
 }
 

@@ -207,8 +207,7 @@ fn matrix_tells_what_the_trail_shows_to_be_used() {
     let other = used(&["--service", "billing", "--now", "2026-11-22"]);
     assert!(other.contains("3 of 3 granted permissions were never used"), "{other}");
     let path = audit_support::segments(dir.path()).remove(0);
-    let changed = std::fs::read_to_string(&path).unwrap().replacen("\"GET\"", "\"PUT\"", 1);
-    std::fs::write(&path, changed).unwrap();
+    audit_support::put_text(&path, audit_support::text_of(&path).replacen("\"GET\"", "\"PUT\"", 1));
     let text = used(&["--now", "2026-11-22"]);
     assert!(
         text.contains("warning: the audit trail is not as it was written") && text.contains("DIR"),

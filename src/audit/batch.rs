@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::chain::Record;
 use super::json;
+use super::sink::BatchLimit;
 
 /// Where each line of a batch is, its line end included.
 pub(crate) fn lines(batch: &[u8]) -> impl Iterator<Item = Range<usize>> {
@@ -29,6 +30,20 @@ pub(crate) fn halves(batch: &Bytes) -> Option<(Bytes, Bytes)> {
     let half = count(batch) / 2;
     let at = lines(batch).nth(usize::try_from(half.checked_sub(1)?).ok()?)?.end;
     Some((batch.slice(..at), batch.slice(at..)))
+}
+
+/// Parts that `limit` lets through, in order. A line that is longer is a part of its own.
+pub(crate) fn within(batch: &Bytes, limit: BatchLimit) -> Vec<Bytes> {
+    let (mut parts, mut from, mut end, mut events) = (Vec::new(), 0, 0, 0);
+    for line in lines(batch) {
+        if events > 0 && ((line.end - from) as u64 > limit.bytes || events == limit.events) {
+            parts.push(batch.slice(from..end));
+            (from, events) = (end, 0);
+        }
+        (end, events) = (line.end, events + 1);
+    }
+    parts.push(batch.slice(from..));
+    parts
 }
 
 /// The lines with these numbers, in this order.
@@ -97,6 +112,15 @@ mod tests {
         let batch = Bytes::from_static(b"a\nbb\nccc\n");
         let (first, second) = halves(&batch).unwrap();
         assert_eq!((&first[..], &second[..]), (&b"a\n"[..], &b"bb\nccc\n"[..]));
+        let within = |events, bytes| {
+            let parts = within(&batch, BatchLimit { events, bytes });
+            assert_eq!(parts.concat(), batch);
+            parts.iter().map(|part| count(part)).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (within(9, 99), within(2, 99), within(9, 5), within(9, 1)),
+            (vec![3], vec![2, 1], vec![2, 1], vec![1; 3])
+        );
         assert_eq!(halves(&first), None);
         assert_eq!(halves(&Bytes::new()), None);
         assert_eq!(pick(&batch, &[0, 2]), &b"a\nccc\n"[..]);

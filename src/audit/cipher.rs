@@ -184,11 +184,6 @@ impl Opener {
     }
 }
 
-/// Whether a line has the form of an encrypted one.
-pub(crate) fn is_encrypted(line: &[u8]) -> bool {
-    line.starts_with(PREFIX)
-}
-
 /// How long a line of `bytes` is when it is encrypted, with its line end.
 pub(crate) const fn line_bytes(bytes: usize) -> usize {
     PREFIX.len() + (bytes + OVERHEAD).div_ceil(3) * 4 + 1

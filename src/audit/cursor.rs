@@ -74,7 +74,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (cursor, place) = CursorFile::open(dir.path(), "collector").unwrap();
         assert_eq!(place, None);
-        let segment = segment::name(&Epoch::generate(1, None), u64::from(u32::MAX));
+        let segment = segment::name(&Epoch::generate(1, None), u64::from(u32::MAX), segment::Form::Packed);
         for offset in [u64::MAX, 7] {
             let place = Place { segment: segment.clone(), offset };
             cursor.save(&place).unwrap();

@@ -3,18 +3,17 @@
 //! Owns no state. It reads the files that the writer wrote, as far as the list of segments says that they are whole.
 
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Take};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use super::batch;
-use super::cipher;
 use super::cursor::Place;
 use super::lines::Lines;
 use super::progress::SinkState;
+use super::sink::BatchLimit;
 use super::spool::{Segment, Shared};
 
 /// The parts of segments of other epochs that are in front of a cursor: path, first byte, end.
@@ -50,17 +49,18 @@ pub(crate) fn count_in_background(state: Arc<SinkState>, older: Vec<(PathBuf, u6
 }
 
 fn count_lines(path: &Path, from: u64, end: u64) -> io::Result<u64> {
+    let mut lines = lines_between(path, from, end)?;
+    let mut count = 0;
+    while lines.next()?.is_some() {
+        count += 1;
+    }
+    Ok(count)
+}
+
+fn lines_between(path: &Path, from: u64, end: u64) -> io::Result<Lines<Take<File>>> {
     let mut file = File::open(path)?;
     file.seek(SeekFrom::Start(from))?;
-    let mut rest = file.take(end.saturating_sub(from));
-    let mut buffer = vec![0; 64 * 1024];
-    let mut lines = 0;
-    loop {
-        match rest.read(&mut buffer)? {
-            0 => return Ok(lines),
-            read => lines += batch::count(&buffer[..read]),
-        }
-    }
+    Ok(Lines::new(file.take(end.saturating_sub(from))))
 }
 
 /// Where a cursor points among the segments that are there: when its own is gone, at the next one.
@@ -77,7 +77,7 @@ pub(crate) fn find(shared: &Shared, place: Option<Place>) -> (u64, u64) {
 
 /// Whole lines of a segment.
 pub(crate) struct Read {
-    /// As they are sent, so not encrypted.
+    /// As they are sent, so neither packed nor encrypted.
     pub(crate) lines: Bytes,
     /// How many they are.
     pub(crate) events: u64,
@@ -85,43 +85,73 @@ pub(crate) struct Read {
     pub(crate) stored: u64,
 }
 
-/// Reads whole lines into `buffer`: at most `wanted` bytes and `most` lines.
+/// Reads lines into `buffer`, of the segment's bytes from `offset` to `end`: as many whole frames (or lines, where it is not packed) as `limit`
+/// lets through, but one at least.
 pub(crate) fn read_lines(
     path: &Path,
     offset: u64,
-    wanted: u64,
-    most: usize,
+    end: u64,
+    limit: BatchLimit,
     mut buffer: Vec<u8>,
 ) -> io::Result<Read> {
     buffer.clear();
-    buffer.reserve(wanted as usize); // a batch limit: a few MiB at most
-    let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(offset))?;
-    if file.take(wanted).read_to_end(&mut buffer)? as u64 != wanted {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    let (mut events, mut end, mut encrypted) = (0, 0, false);
-    for line in batch::lines(&buffer).take(most) {
-        end = line.end;
+    let (mut read, mut events) = (Read { lines: Bytes::new(), events: 0, stored: 0 }, 0);
+    let (mut lines, mut len) = (lines_between(path, offset, end)?, 0);
+    while let Some(line) = lines.next()?.filter(|line| line.whole) {
+        buffer.extend_from_slice(line.bytes);
+        buffer.push(b'\n');
         events += 1;
-        encrypted |= cipher::is_encrypted(&buffer[line]);
+        let is_too_much = buffer.len() as u64 > limit.bytes || events > limit.events as u64;
+        if is_too_much && read.events > 0 {
+            break;
+        }
+        if line.closes {
+            (len, read.events, read.stored) = (buffer.len(), events, line.end);
+        }
     }
-    if end == 0 {
+    if read.events == 0 {
         return Err(io::Error::other(format!(
-            "{}: no record ends within {wanted} bytes after byte {offset}",
+            "{}: no record ends between byte {offset} and byte {end}",
             path.display()
         )));
     }
-    buffer.truncate(end);
-    let stored = end as u64;
-    if !encrypted {
-        return Ok(Read { lines: Bytes::from(buffer), events, stored });
+    buffer.truncate(len);
+    read.lines = Bytes::from(buffer);
+    Ok(read)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::packed::pack;
+
+    /// If this fails, a sink is sent more than it takes at once or events twice, or stops before what is packed as one.
+    #[test]
+    fn a_batch_is_whole_frames_and_as_many_as_are_let_through() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let (mut stored, mut ends) = (Vec::new(), vec![0]);
+        for lines in [&b"a\nb\n"[..], b"c\n", b"d\ne\nf\n"] {
+            pack(&mut stored, lines).unwrap();
+            ends.push(stored.len() as u64);
+        }
+        std::fs::write(&path, &stored).unwrap();
+        let read = |from: usize, to: usize, events, bytes| {
+            let read =
+                read_lines(&path, ends[from], ends[to], BatchLimit { events, bytes }, Vec::new()).unwrap();
+            (String::from_utf8(read.lines.to_vec()).unwrap(), read.events, read.stored)
+        };
+        assert_eq!(read(0, 3, 9, 99), ("a\nb\nc\nd\ne\nf\n".into(), 6, ends[3]));
+        assert_eq!(read(0, 3, 5, 99), ("a\nb\nc\n".into(), 3, ends[2]));
+        assert_eq!(read(0, 3, 9, 6), ("a\nb\nc\n".into(), 3, ends[2]));
+        assert_eq!(read(2, 3, 1, 1), ("d\ne\nf\n".into(), 3, ends[3] - ends[2]), "one at least");
+        assert_eq!(read(0, 1, 9, 99), ("a\nb\n".into(), 2, ends[1]), "what follows is not said to be there");
+        assert_eq!(count_lines(&path, ends[1], ends[3]).unwrap(), 4);
+        assert!(
+            read_lines(&path, ends[1], ends[1] + 3, BatchLimit { events: 9, bytes: 99 }, Vec::new()).is_err()
+        );
+        std::fs::write(&path, b"a\nb\nc\n").unwrap();
+        let plain = read_lines(&path, 2, 6, BatchLimit { events: 1, bytes: 99 }, Vec::new()).unwrap();
+        assert_eq!((&plain.lines[..], plain.stored), (&b"b\n"[..], 2));
     }
-    let mut all = Vec::with_capacity(buffer.len());
-    let mut lines = Lines::new(&*buffer);
-    while let Some(line) = lines.next()? {
-        all.extend_from_slice(line.bytes);
-        all.push(b'\n');
-    }
-    Ok(Read { lines: Bytes::from(all), events, stored })
 }

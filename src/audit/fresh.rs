@@ -1,5 +1,4 @@
-//! What the writer wrote last, coded for the receivers that take it so. As long as a sink keeps up, nobody reads the spool for it:
-//! events are coded where they are still in the core's cache.
+//! What the writer wrote last, for the receivers that take it as it is packed. As long as a sink keeps up, nobody reads the spool for it.
 //!
 //! Owns the pieces, and how much of them is kept. They are a short cut and nothing else: what is not here is in the spool. Refuses
 //! to know how far a sink is.
@@ -25,12 +24,14 @@ pub(crate) struct Piece {
     pub(crate) ordinal: u64,
     /// Where they stand in it.
     pub(crate) place: Range<u64>,
+    /// How long they are unpacked.
+    pub(crate) unpacked: u64,
     /// Their numbers.
     pub(crate) seqs: Range<u64>,
     /// When the first of them happened, in nanoseconds since 1970.
     pub(crate) oldest_ns: u64,
-    /// A frame of zstd.
-    pub(crate) coded: Box<[u8]>,
+    /// As they stand in the segment: frames of zstd.
+    pub(crate) packed: Box<[u8]>,
 }
 
 /// Pieces that follow one another, as one body: frames may stand one behind the other (RFC 8878 section 3.1).
@@ -38,7 +39,7 @@ pub(crate) struct Run {
     pub(crate) body: Bytes,
     pub(crate) seqs: Range<u64>,
     pub(crate) oldest_ns: u64,
-    /// How long the records are in the segment.
+    /// How long they are in the segment.
     pub(crate) stored: u64,
 }
 
@@ -56,7 +57,7 @@ impl Fresh {
     /// Keeps a piece, in the place of the oldest ones.
     pub(crate) fn push(&self, piece: Piece) {
         let mut kept = lock(&self.0);
-        kept.bytes += piece.coded.len();
+        kept.bytes += piece.packed.len();
         kept.pieces.push_back(piece);
         while kept.bytes > KEPT_BYTES {
             kept.drop_first();
@@ -70,15 +71,14 @@ impl Fresh {
         let from = kept.pieces.iter().position(|piece| begins(piece, offset))?;
         let first = kept.pieces.get(from)?;
         let (mut body, mut end, mut next_seq) = (BytesMut::new(), offset, first.seqs.start);
+        let mut unpacked = 0;
         for piece in kept.pieces.range(from..) {
-            let fits = || {
-                let events = piece.seqs.end - first.seqs.start;
-                piece.place.end - offset <= limit.bytes && events <= limit.events as u64
-            };
+            unpacked += piece.unpacked;
+            let fits = || unpacked <= limit.bytes && piece.seqs.end - first.seqs.start <= limit.events as u64;
             if !begins(piece, end) || !fits() {
                 break;
             }
-            body.extend_from_slice(&piece.coded);
+            body.extend_from_slice(&piece.packed);
             (end, next_seq) = (piece.place.end, piece.seqs.end);
         }
         let run = Run {
@@ -102,7 +102,7 @@ impl Fresh {
 impl Kept {
     fn drop_first(&mut self) {
         if let Some(piece) = self.pieces.pop_front() {
-            self.bytes -= piece.coded.len();
+            self.bytes -= piece.packed.len();
         }
     }
 }
@@ -113,10 +113,17 @@ mod tests {
 
     const USUAL: BatchLimit = BatchLimit { events: 2048, bytes: 1024 * 1024 };
 
-    /// Ten records of 100 bytes, from record `first` of segment `ordinal` on, in `coded` bytes.
-    fn piece(ordinal: u64, first: u64, coded: usize) -> Piece {
+    /// Ten records of 100 bytes, from record `first` of segment `ordinal` on. Their place is as long as they, to be reckoned with.
+    fn piece(ordinal: u64, first: u64, packed: usize) -> Piece {
         let (place, seqs) = (first * 100..first * 100 + 1000, first..first + 10);
-        Piece { ordinal, place, seqs, oldest_ns: first, coded: vec![first as u8; coded].into() }
+        Piece {
+            ordinal,
+            place,
+            unpacked: 1000,
+            seqs,
+            oldest_ns: first,
+            packed: vec![first as u8; packed].into(),
+        }
     }
 
     fn kept(pieces: impl IntoIterator<Item = Piece>) -> Fresh {

@@ -141,8 +141,9 @@ impl Content {
 fn read(path: &Path, done: &AtomicU64) -> io::Result<Content> {
     let mut content = Content::default();
     let mut lines = Lines::new(File::open(path)?);
+    let mut said = 0;
     while let Some(line) = lines.next()? {
-        done.fetch_add(line.bytes.len() as u64 + 1, Ordering::Relaxed);
+        done.fetch_add(line.end - std::mem::replace(&mut said, line.end), Ordering::Relaxed);
         match serde_json::from_slice::<Event<'_>>(line.bytes) {
             Ok(event) => {
                 content.saw(event.time.unwrap_or_default());

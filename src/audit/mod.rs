@@ -6,13 +6,13 @@
 //! ```text
 //!  worker 1  Recorder --pwrite--> journal-0
 //!               '-----batch---+
-//!  worker 2  Recorder --...   +-> writer thread --write--> <epoch>-<seq>.ndjson --> shipper --> collector
+//!  worker 2  Recorder --...   +-> writer thread --write--> <epoch>-<seq>.ndjson.zst --> shipper --> collector
 //!  control   ControlRecorder -+      |  marks               ^                      cursor, retry, quarantine
 //!            workers <---------------+       syncer thread --+ fdatasync
 //! ```
 //!
 //! A request is forwarded only after its decision reached the durability that was configured; see [`Recorder`]. The spool is
-//! a folder of NDJSON segments, so `cat`, `grep` and `jq` work on it at 3 a.m.
+//! a folder of segments of NDJSON, packed by zstd, so `zstdcat`, `zstdgrep` and `jq` work on it at 3 a.m.
 
 mod account;
 mod ahead;
@@ -39,6 +39,7 @@ mod layout;
 mod lines;
 mod merkle;
 mod note;
+mod packed;
 mod progress;
 mod prove;
 mod pseudonym;
@@ -112,7 +113,7 @@ use encode::TrailEvent;
 use frame::Batch;
 use progress::SinkState;
 use seal::Sealer;
-use segment::{Disk, SegmentFile};
+use segment::{Disk, Form, SegmentFile};
 use spool::{Health, Segment, Shared};
 use writer::{Message, Writer};
 
@@ -128,7 +129,7 @@ pub(crate) mod trail {
     pub(crate) use super::receipt::ReceiptKey;
     pub(crate) use super::recover::{Damage, lock_dir, repair, scan};
     pub(crate) use super::retention::{FILE as RETENTION, Tombstone, read as read_removed};
-    pub(crate) use super::segment::{Disk, SegmentFile, list, name, open_dir, parse_name};
+    pub(crate) use super::segment::{Disk, Form, SegmentFile, list, name, open_dir, parse_name};
 }
 
 /// Whether the text has the form of a checkpoint: a signed note with a size and a root.
@@ -260,7 +261,7 @@ impl Audit {
         let instance = encode::instance(instance);
         let (chain, file) =
             begin(&config, chain, &mut sealer, cipher.as_mut(), &opened, &instance).map_err(io_error)?;
-        let name = segment::name(chain.epoch(), 0);
+        let name = segment::name(chain.epoch(), 0, config.form());
         segments.push_back(Segment { ordinal: segments.len() as u64, name, bytes: file.len() });
         let other_bytes = recover::other_bytes(&config.dir).map_err(io_error)?;
         let sinks = sinks.iter().map(|sink| Arc::new(SinkState::new(sink))).collect();
@@ -381,25 +382,37 @@ fn begin(
 ) -> std::io::Result<(Chain, SegmentFile)> {
     let mut batch = Batch::default();
     batch.trail(opened, &mut InstantText::new(), unix_ns());
-    let mut file = SegmentFile::create(config.dir.join(segment::name(chain.epoch(), 0)))?;
+    let form = config.form();
+    let mut file = SegmentFile::create(config.dir.join(segment::name(chain.epoch(), 0, form)))?;
     let mut line = Vec::new();
     for event in batch.pieces() {
         sealer.append(chain.append(&mut line, event, instance).hash);
     }
-    let line = encrypted(cipher, line)?;
     let disk = Disk::default();
-    file.append(&disk, &line)?;
+    file.append(&disk, &stored(form, cipher, line)?)?;
     disk.sync(file.file())?;
     disk.sync(&segment::open_dir(&config.dir)?)?;
     Ok((chain, file))
 }
 
-/// Whole lines as they are written.
-fn encrypted(cipher: Option<&mut Cipher>, lines: Vec<u8>) -> std::io::Result<Vec<u8>> {
-    let Some(cipher) = cipher else { return Ok(lines) };
-    let mut out = Vec::new();
-    cipher.lines(&mut out, &lines)?;
-    Ok(out)
+/// Whole lines as they are written to a segment of this form: one that is packed stays so when the key comes later.
+fn stored(form: Form, cipher: Option<&mut Cipher>, lines: Vec<u8>) -> std::io::Result<Vec<u8>> {
+    let lines = match cipher {
+        None => lines,
+        Some(cipher) => {
+            let mut encrypted = Vec::new();
+            cipher.lines(&mut encrypted, &lines)?;
+            encrypted
+        }
+    };
+    match form {
+        Form::Lines => Ok(lines),
+        Form::Packed => {
+            let mut frames = Vec::new();
+            packed::pack(&mut frames, &lines)?;
+            Ok(frames)
+        }
+    }
 }
 
 fn start_threads(writer: Writer, shared: Arc<Shared>) -> std::io::Result<Threads> {

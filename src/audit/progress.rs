@@ -17,7 +17,7 @@ pub(crate) struct SinkState {
     pub(crate) kind: SinkKind,
     pub(crate) required: bool,
     pub(crate) new_data: Notify,
-    /// Whether its receiver takes what the writer has coded (see `fresh`).
+    /// Whether its receiver takes what the writer has packed (see `fresh`).
     pub(crate) takes_frames: AtomicBool,
     /// Every segment before this ordinal was acknowledged, and this many bytes of it.
     pub(crate) ordinal: AtomicU64,

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use super::batch;
 use super::chain::Record;
 use super::cipher::{Cipher, SpoolKey};
-use super::encrypted;
 use super::recover::QUARANTINE;
+use super::segment::Form;
+use super::stored;
 
 /// A batch that was set aside.
 pub(crate) struct Kept {
@@ -51,7 +52,7 @@ pub(crate) fn keep(dir: &Path, sink: &str, batch: &[u8], key: Option<&SpoolKey>)
     let temporary = path.with_extension("new");
     let mut file = File::create(&temporary)?;
     let mut cipher = key.map(Cipher::new).transpose()?;
-    file.write_all(&encrypted(cipher.as_mut(), batch.to_vec())?)?;
+    file.write_all(&stored(Form::Lines, cipher.as_mut(), batch.to_vec())?)?;
     file.sync_all()?;
     std::fs::rename(&temporary, &path)?;
     File::open(&dir)?.sync_all()?;

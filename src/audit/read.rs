@@ -1,7 +1,7 @@
 //! Reading a trail for people and pipes: every event in order, the last few, and new ones as they come.
 //!
-//! Owns no format: lines are handed out as they stand. A last line that is not whole yet is left for later, because its
-//! writer may be in the middle of it.
+//! Owns no format: lines are handed out as they were written. A last line, or frame, that is not whole yet is left for later, because
+//! its writer may be in the middle of it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -119,7 +119,7 @@ impl Follower {
         while let Some(line) = lines.next()? {
             if line.whole {
                 sink(line.bytes);
-                end = from + line.end();
+                end = from + line.end;
             }
         }
         self.read.insert(path.to_owned(), end);

@@ -122,13 +122,15 @@ pub(crate) enum Damage {
 
 /// What a segment holds.
 pub(crate) struct Scan {
-    /// The length of the records that are good and follow each other.
+    /// The length of the records that are good and follow each other. Of a packed segment, that of the frames which hold nothing else: it
+    /// cannot be cut in the middle of one.
     pub(crate) good_bytes: u64,
     pub(crate) damage: Damage,
     pub(crate) last: Option<Last>,
 }
 
 /// The last good record of a segment.
+#[derive(Clone)]
 pub(crate) struct Last {
     pub(crate) record: Previous,
     /// Whether it is `audit.close`.
@@ -146,6 +148,7 @@ pub(crate) fn scan(path: &Path) -> io::Result<Scan> {
     let mut found = Scan { good_bytes: 0, damage: Damage::None, last: None };
     let mut lines = Lines::new(File::open(path)?);
     let mut scratch = Vec::new();
+    let mut newest: Option<Last> = None;
     while let Some(line) = lines.next()? {
         let record = Record::parse(line.bytes).ok().filter(|_| line.whole);
         let hash_is_right = record.as_ref().is_some_and(|record| record.hash_is_right(&mut scratch));
@@ -157,11 +160,14 @@ pub(crate) fn scan(path: &Path) -> io::Result<Scan> {
             continue;
         }
         match record {
-            Some(record) if hash_is_right && follows(&record, &epoch, first_seq, found.last.as_ref()) => {
-                found.good_bytes = line.end();
+            Some(record) if hash_is_right && follows(&record, &epoch, first_seq, newest.as_ref()) => {
                 let hash = String::from_utf8_lossy(record.hash).into_owned();
                 let record_end = Previous { epoch: record.epoch.to_owned(), seq: record.seq, hash };
-                found.last = Some(Last { record: record_end, closed: record.kind == "audit.close" });
+                newest = Some(Last { record: record_end, closed: record.kind == "audit.close" });
+                if line.closes {
+                    found.good_bytes = line.end;
+                    found.last.clone_from(&newest);
+                }
             }
             Some(_) => found.damage = Damage::Corrupt,
             None => found.damage = Damage::Torn,

@@ -12,12 +12,12 @@ use std::path::Path;
 use super::chain::{Chain, Epoch, Record};
 use super::cipher::Cipher;
 use super::encode::Previous;
-use super::encrypted;
 use super::frame::Pieces;
 use super::journal::{self, Left};
 use super::lines::Lines;
 use super::recover::Last;
-use super::segment::{self, Disk, SegmentFile};
+use super::segment::{self, Disk, Form, SegmentFile};
+use super::stored;
 
 /// Appends to the newest of `segments`, whose last record is `last`, what the journals in `dir` hold beyond it, and removes
 /// the journals. Gives the number of events.
@@ -47,7 +47,7 @@ pub(crate) fn bring_over(
             }
         }
         if recovered > 0 {
-            let len = append(&dir.join(&name), len, &encrypted(cipher, out)?)?;
+            let len = append(&dir.join(&name), len, &stored(Form::of(&name), cipher, out)?)?;
             if let Some(newest) = segments.last_mut() {
                 newest.1 = len;
             }

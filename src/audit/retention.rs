@@ -86,7 +86,7 @@ pub(crate) fn read(dir: &Path) -> io::Result<Removed> {
                     break;
                 };
                 removed.next_prev = line_hash(line.bytes);
-                removed.good_bytes = line.end();
+                removed.good_bytes = line.end;
                 removed.newest = Some(stone.clone());
                 removed.epochs.entry(epoch).or_default().push(stone);
             }

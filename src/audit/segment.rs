@@ -1,7 +1,7 @@
 //! Segment files: names, the listing of a folder, and appending so that a failed write leaves no half record behind.
 //!
-//! Owns the file name `<epoch>-<first seq>.ndjson`, which sorts in chain order, and the errors of the disk. Knows nothing of
-//! what is in a line.
+//! Owns the file names `<epoch>-<first seq>.ndjson.zst` and, where segments are not packed, `.ndjson`, which sort in chain order, and the
+//! errors of the disk. Knows nothing of what is in a line.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -11,17 +11,38 @@ use std::sync::Arc;
 
 use super::chain::Epoch;
 
-/// How segment files end.
-pub(crate) const EXTENSION: &str = ".ndjson";
+/// How a segment is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Line by line: a collector's, an encrypted one, and what phiward wrote before it packed.
+    Lines,
+    /// See [`super::packed`].
+    Packed,
+}
+
+impl Form {
+    /// How the names of such segments end.
+    pub(crate) fn extension(self) -> &'static str {
+        match self {
+            Self::Lines => ".ndjson",
+            Self::Packed => ".ndjson.zst",
+        }
+    }
+
+    /// That of the segment with this name.
+    pub(crate) fn of(name: &str) -> Self {
+        if name.ends_with(Self::Packed.extension()) { Self::Packed } else { Self::Lines }
+    }
+}
 
 /// The name of the segment of `epoch` that begins with record `first_seq`.
-pub(crate) fn name(epoch: &Epoch, first_seq: u64) -> String {
-    format!("{}-{first_seq:016}{EXTENSION}", epoch.as_str())
+pub(crate) fn name(epoch: &Epoch, first_seq: u64, form: Form) -> String {
+    format!("{}-{first_seq:016}{}", epoch.as_str(), form.extension())
 }
 
 /// Reads a segment's name; `None` for every other file.
 pub(crate) fn parse_name(name: &str) -> Option<(Epoch, u64)> {
-    let stem = name.strip_suffix(EXTENSION)?;
+    let stem = name.strip_suffix(Form::of(name).extension())?;
     let (epoch, first_seq) = stem.split_at_checked(36)?;
     let digits =
         first_seq.strip_prefix('-').filter(|d| d.len() == 16 && d.bytes().all(|b| b.is_ascii_digit()))?;
@@ -219,11 +240,17 @@ mod tests {
     #[test]
     fn names_are_read_back_and_nothing_else_is_a_segment() {
         let epoch = Epoch::generate(1_795_183_402_118, None);
-        assert_eq!(parse_name(&name(&epoch, 4711)), Some((epoch.clone(), 4711)));
-        assert!(name(&epoch, 9) < name(&epoch, 10));
         let later = Epoch::generate(1, Some(&epoch));
-        assert!(name(&epoch, u64::from(u32::MAX)) < name(&later, 0));
-        for other in ["lock", "x.ndjson", "../etc/passwd.ndjson", "cursor-collector.json"] {
+        for form in [Form::Lines, Form::Packed] {
+            let name = |epoch, seq| name(epoch, seq, form);
+            assert_eq!(parse_name(&name(&epoch, 4711)), Some((epoch.clone(), 4711)));
+            assert_eq!(Form::of(&name(&epoch, 4711)), form);
+            assert!(name(&epoch, 9) < name(&epoch, 10));
+            assert!(name(&epoch, u64::from(u32::MAX)) < name(&later, 0));
+        }
+        // An earlier phiward's last one and the first of this one.
+        assert!(name(&epoch, 9, Form::Packed) < name(&epoch, 10, Form::Lines));
+        for other in ["lock", "x.ndjson", "x.ndjson.zst", "../etc/passwd.ndjson", "cursor-collector.json"] {
             assert_eq!(parse_name(other), None);
         }
     }

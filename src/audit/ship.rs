@@ -1,7 +1,7 @@
 //! The shipper: takes events from the spool to one sink, in order, at least once.
 //!
 //! Runs on the thread of delivery and reads the files that the writer wrote, so a slow or dead collector costs the workers
-//! nothing; one that keeps up is sent what the writer has coded (see `fresh`). Owns the cursor, the pace and the quarantine. A
+//! nothing; one that keeps up is sent what the writer has packed (see `fresh`). Owns the cursor, the pace and the quarantine. A
 //! batch leaves the front of the queue in two ways only: acknowledged, or set aside in `quarantine/` with an event that says so.
 
 mod place;
@@ -32,7 +32,7 @@ use place::Here;
 
 /// No batch is made smaller than this, which holds the longest line.
 const LEAST_BATCH_BYTES: u64 = 128 * 1024;
-/// So many usual batches may go out as one where the writer has coded them: that is a quarter of one in memory, who takes it takes
+/// So many usual batches may go out as one where the writer has packed them: that is a quarter of one in memory, who takes it takes
 /// eight, and at 10,000 requests/s it is what comes while one lingers and is sent.
 const BATCHES_IN_A_RUN: usize = 2;
 /// How often the cursor is saved while there is more to send. Being behind costs duplicates after a crash, nothing else.
@@ -94,7 +94,7 @@ struct Current {
     bytes: u64,
     events: u64,
     own_epoch: bool,
-    /// How many bytes more are there already; `u64::MAX` where there is another segment.
+    /// How much more is there already; see [`Here::left_after`].
     left: u64,
 }
 
@@ -193,7 +193,7 @@ impl Shipper {
         self.state.backlog_bytes(&self.shared)
     }
 
-    /// Brings one batch to an end, however long it takes, and tells how many bytes are left; `None` when it found none.
+    /// Brings one batch to an end, however long it takes, and tells how much is left; `None` when it found nothing.
     async fn deliver_next(&mut self) -> Option<u64> {
         if self.current.is_none() {
             if let Some(left) = self.deliver_fresh().await {
@@ -207,7 +207,7 @@ impl Shipper {
         Some(done.left)
     }
 
-    /// Delivers what the writer has coded, where that begins at the cursor, and tells how many bytes are left. It is tried once: what
+    /// Delivers what the writer has packed, where that begins at the cursor, and tells how much is left. It is tried once: what
     /// is not taken so is read from the spool, and sent for as long as it takes.
     async fn deliver_fresh(&mut self) -> Option<u64> {
         if !self.sink.takes_frames() {
@@ -237,16 +237,17 @@ impl Shipper {
     async fn next_batch(&mut self) -> Option<Current> {
         loop {
             let here = self.data()?;
-            let Here { available, own_epoch, is_last, ref path } = here;
-            let (offset, wanted) = (self.offset, available.min(self.limit.bytes));
-            let (buffer, most) = (std::mem::take(&mut self.spare), self.limit.events);
+            let Here { available, own_epoch, is_last, ref path, .. } = here;
+            let (offset, end) = (self.offset, self.offset + available);
+            let (buffer, limit) = (std::mem::take(&mut self.spare), self.limit);
             let path = path.clone();
             let read =
-                tokio::task::spawn_blocking(move || read_lines(&path, offset, wanted, most, buffer)).await;
+                tokio::task::spawn_blocking(move || read_lines(&path, offset, end, limit, buffer)).await;
             match read.unwrap_or_else(|_| Err(io::Error::other("reading was interrupted"))) {
                 Ok(Read { lines, events, stored }) => {
                     let left = here.left_after(stored);
-                    let parts = vec![Part { lines, events }];
+                    // What is packed as one can be more than the receiver takes.
+                    let parts = batch::within(&lines, limit).into_iter().rev().map(Part::new).collect();
                     return Some(Current { parts, bytes: stored, events, own_epoch, left });
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !is_last => {
@@ -255,7 +256,7 @@ impl Shipper {
                         "a segment of the audit spool was removed before it was delivered"
                     );
                     self.state.missed_segments.fetch_add(1, Ordering::Release);
-                    self.acknowledge(offset + available);
+                    self.acknowledge(end);
                 }
                 Err(error) => self.wait_after(format!("the spool cannot be read: {error}"), None).await,
             }
@@ -315,7 +316,7 @@ impl Shipper {
     }
 
     fn recycle(&mut self, lines: Bytes) {
-        if self.current.as_ref().is_some_and(|current| lines.len() as u64 == current.bytes) {
+        if self.current.as_ref().is_some_and(|current| current.parts.is_empty()) {
             self.spare = lines.try_into_mut().map_or_else(|_| Vec::new(), Vec::from);
         }
     }
@@ -345,7 +346,7 @@ impl Shipper {
             );
         }
         *lock(&self.state.last_error) = Some(why);
-        self.state.takes_frames.store(false, Ordering::Release); // nothing is coded in vain while it is down
+        self.state.takes_frames.store(false, Ordering::Release); // nothing is kept in vain while it is down
         self.state.retries.fetch_add(1, Ordering::Release);
         let span =
             self.timing.retry_min.saturating_mul(1 << self.failures.min(16)).min(self.timing.retry_max);

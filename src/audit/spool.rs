@@ -16,9 +16,10 @@ use super::frame::Batch;
 use super::fresh::Fresh;
 use super::journal::Marker;
 use super::progress::SinkState;
-use super::segment::Disk;
+use super::segment::{Disk, Form};
 
-/// How long a segment grows before the next one is begun, unless told otherwise: 16 MiB.
+/// How much a segment holds before the next one is begun, unless told otherwise: 16 MiB of records, which are some seven times fewer bytes.
+/// The newest one is read at the start, so it is the records that count.
 pub const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
 /// The smallest spool that is accepted: 1 MiB.
 pub const MIN_SPOOL_BYTES: u64 = 1024 * 1024;
@@ -41,10 +42,17 @@ pub struct SpoolConfig {
     pub durability: Durability,
     /// What happens to a request whose event cannot be recorded.
     pub on_failure: OnFailure,
-    /// The length at which the next segment is begun (see [`SEGMENT_BYTES`]); at most an eighth of `max_bytes` is used.
+    /// The length of the records in a segment at which the next one is begun (see [`SEGMENT_BYTES`]); at most an eighth of `max_bytes` is used.
     pub segment_bytes: u64,
-    /// What is written is encrypted with this key; without one it is plain text.
+    /// What is written is encrypted with this key, line by line; without one it is packed.
     pub key: Option<Arc<SpoolKey>>,
+}
+
+impl SpoolConfig {
+    /// That of the segments that are written now.
+    pub(crate) fn form(&self) -> Form {
+        if self.key.is_some() { Form::Lines } else { Form::Packed }
+    }
 }
 
 /// When an event counts as recorded.
@@ -130,7 +138,7 @@ pub(crate) struct Segment {
     /// Counts up in chain order within this process.
     pub(crate) ordinal: u64,
     pub(crate) name: String,
-    /// How many bytes of it are whole records.
+    /// How many bytes of the file are whole records, as they are stored.
     pub(crate) bytes: u64,
 }
 
@@ -223,12 +231,12 @@ impl Shared {
         lock(&self.last_error).clone()
     }
 
-    /// Whether a sink takes what the writer has coded.
+    /// Whether a sink takes what the writer has packed.
     pub(crate) fn wants_frames(&self) -> bool {
         self.sinks.iter().any(|sink| sink.takes_frames.load(Ordering::Acquire))
     }
 
-    /// Forgets the coded pieces that every sink which takes them has acknowledged.
+    /// Forgets the pieces that every sink which takes them has acknowledged.
     pub(crate) fn drop_taken(&self) {
         let take = self.sinks.iter().filter(|sink| sink.takes_frames.load(Ordering::Acquire));
         let cursors =
@@ -247,7 +255,7 @@ impl Shared {
         new
     }
 
-    /// The length at which the next segment is begun.
+    /// The length of the records at which the next segment is begun.
     pub(crate) fn segment_bytes(&self) -> u64 {
         self.config.segment_bytes.min(self.config.max_bytes / 8)
     }

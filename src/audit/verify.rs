@@ -221,9 +221,16 @@ impl<'e> EpochCheck<'e> {
         self.place = (segment.path.clone(), 0);
         while let Some(line) = lines.next()? {
             self.place.1 = line.number;
-            if line.whole {
+            if line.is_damage {
+                let seq = self.expected.0;
+                self.find(
+                    FindingKind::Flip,
+                    Some(seq),
+                    "it is in a part of the segment that cannot be unpacked: bytes of it were changed",
+                );
+            } else if line.whole {
                 self.line(line.bytes)?;
-            } else if is_last && file.metadata()?.len() == line.end() {
+            } else if is_last && file.metadata()?.len() == line.end {
                 self.find(
                     FindingKind::TornTail,
                     None,

@@ -1,6 +1,6 @@
 //! The writer: the one thread that owns the chain and the newest segment.
 //!
-//! It takes what all workers sent, chains it, appends it by one `write` and only then moves the marks that the workers wait
+//! It takes what all workers sent, chains it, packs it, appends it by one `write` and only then moves the marks that the workers wait
 //! for. It never syncs while workers wait: that is the syncer's (see `sync`). While the disk refuses writes it keeps what
 //! was recorded (the reservations bound how much) and tries again; no event is skipped, because the next one's hash would
 //! not fit.
@@ -24,8 +24,13 @@ use super::seal::Sealer;
 use super::segment::SegmentFile;
 use super::spool::{Health, PLACE_BYTES, Shared, WorkerLink, footprint};
 
-/// The most that is gathered before a write, or a segment where that is smaller; a burst beyond it takes another.
-const MAX_WRITE: usize = 1024 * 1024;
+/// The most records that are gathered before a write, or a segment where that is smaller; a burst beyond it takes another.
+const MAX_WRITE: u64 = 1024 * 1024;
+/// So many bytes of records make a frame. While a burst is chained its records go through a buffer of this length, which stays in the core's
+/// second cache beside what the worker on it has there.
+const FRAME_BYTES: usize = 64 * 1024;
+/// As much memory for what is due stays when it is written.
+const KEPT_BYTES: usize = 512 * 1024;
 /// How many buffers a worker gets back at most.
 const SPARE_BATCHES: usize = 4;
 
@@ -50,16 +55,17 @@ pub(crate) struct Writer {
     chain: Chain,
     sealer: Sealer,
     segment: SegmentFile,
+    /// How long the records in it are.
+    segment_holds: u64,
     /// Encrypts what is written, where the spool has a key.
     cipher: Option<Cipher>,
-    /// A record that is not encrypted yet.
-    plain: Vec<u8>,
     ahead: Ahead,
     repeats: Option<Repeats>,
     clock: InstantText,
-    /// Records that were chained and not written yet.
+    /// Records that were chained and not packed or encrypted yet.
     out: Vec<u8>,
-    out_events: u64,
+    /// What is to be written next.
+    due: Due,
     owed: Vec<Owed>,
     retry_at: Option<Instant>,
     ending: Option<Ending>,
@@ -67,6 +73,18 @@ pub(crate) struct Writer {
 
 struct Ending {
     close: bool,
+}
+
+/// Records that were chained and not written yet.
+#[derive(Default)]
+struct Due {
+    /// As they will stand in the segment; what is in `out` comes after them.
+    stored: Vec<u8>,
+    /// How many they are, and how long before they are packed, with those in `out`.
+    events: u64,
+    bytes: u64,
+    /// When the first of them happened, in nanoseconds since 1970; 0 while they are not packed.
+    oldest_ns: u64,
 }
 
 /// Marks to move when `out` is written.
@@ -89,21 +107,22 @@ impl Writer {
         cipher: Option<Cipher>,
     ) -> Self {
         let clock = InstantText::new();
-        let (out, owed) = (Vec::with_capacity(MAX_WRITE / 4), Vec::new());
+        let (out, owed) = (Vec::with_capacity(FRAME_BYTES + 4096), Vec::new());
         let ahead = Ahead::new(shared.segment_bytes());
+        let segment_holds = segment.len(); // audit.open alone
         Self {
             shared,
             inbox,
             chain,
             sealer,
             segment,
+            segment_holds,
             cipher,
-            plain: Vec::new(),
             ahead,
             repeats: None,
             clock,
             out,
-            out_events: 0,
+            due: Due::default(),
             owed,
             retry_at: None,
             ending: None,
@@ -115,7 +134,7 @@ impl Writer {
     /// # Errors
     /// What kept the last events from being written.
     pub(crate) fn run(mut self) -> Result<(), String> {
-        let most = MAX_WRITE.min(self.shared.segment_bytes() as usize);
+        let most = MAX_WRITE.min(self.shared.segment_bytes());
         let ending = loop {
             if let Some(ending) = self.ending.take() {
                 break ending;
@@ -124,7 +143,7 @@ impl Writer {
                 Some(message) => self.take(message),
                 None => self.repeats = None,
             }
-            while self.out.len() < most && self.ending.is_none() {
+            while self.due.bytes < most && self.ending.is_none() {
                 let Ok(message) = self.inbox.try_recv() else { break };
                 self.take(message);
             }
@@ -188,38 +207,36 @@ impl Writer {
         self.chain_up(&batch);
     }
 
-    /// Chains the events of a batch into `out` and takes their bytes from the budget.
+    /// Chains the events of a batch and takes their bytes from the budget.
     fn chain_up(&mut self, batch: &Batch) {
-        let before = self.out.len();
-        if before == 0 {
-            if self.cipher.is_none() && self.shared.wants_frames() {
-                self.repeats.get_or_insert_with(Repeats::new).begin();
-            } else {
-                self.repeats = None;
-            }
-        }
+        let (before, mut saved) = (self.due.bytes, 0);
         for event in batch.pieces() {
             let at = self.out.len();
-            let record = match &mut self.cipher {
-                None => self.chain.append(&mut self.out, event, &self.shared.instance),
-                Some(cipher) => {
-                    self.plain.clear();
-                    let record = self.chain.append(&mut self.plain, event, &self.shared.instance);
-                    if let Err(error) = cipher.lines(&mut self.out, &self.plain) {
-                        // It never does: the key and the length are what the library takes.
-                        tracing::error!(%error, "an audit record cannot be encrypted");
-                        self.shared.set_health(Health::Poisoned, Some(error.to_string()));
-                    }
-                    record
-                }
-            };
-            if let Some(repeats) = &mut self.repeats {
-                repeats.record(&self.out, at, record.ends);
-            }
+            let record = self.chain.append(&mut self.out, event, &self.shared.instance);
             self.sealer.append(record.hash);
-            self.out_events += 1;
+            self.due.events += 1;
+            if let Some(cipher) = &mut self.cipher {
+                let had = self.due.stored.len();
+                if let Err(error) = cipher.lines(&mut self.due.stored, &self.out) {
+                    // It never does: the key and the length are what the library takes.
+                    tracing::error!(%error, "an audit record cannot be encrypted");
+                    self.shared.set_health(Health::Poisoned, Some(error.to_string()));
+                }
+                self.due.bytes += (self.due.stored.len() - had) as u64;
+                self.out.clear();
+                continue;
+            }
+            let repeats = self.repeats.get_or_insert_with(Repeats::new);
+            if at == 0 {
+                repeats.begin();
+            }
+            repeats.record(&self.out, at, record.ends);
+            self.due.bytes += (self.out.len() - at) as u64;
+            if self.out.len() >= FRAME_BYTES {
+                saved += self.pack();
+            }
         }
-        self.shared.free.fetch_sub((self.out.len() - before) as i64, Ordering::AcqRel);
+        self.shared.free.fetch_sub((self.due.bytes - before) as i64 - saved, Ordering::AcqRel);
     }
 
     /// Says how far the epoch has come, when that is due. A disk that takes nothing is not given more to take.
@@ -320,7 +337,7 @@ impl Writer {
         }
         self.flush();
         self.segment.release();
-        let written = self.out.is_empty() && self.shared.health() != Health::Poisoned;
+        let written = self.due.stored.is_empty() && self.shared.health() != Health::Poisoned;
         self.shared.tail().stop = true;
         self.shared.sync_wanted.notify_one();
         if written { Ok(()) } else { Err(self.shared.last_error().unwrap_or_default()) }

@@ -28,7 +28,8 @@ use super::plan::{Append, Place, Plan, Tip, key_in};
 use super::room::has_room;
 use super::sender::{Sender, writer_of};
 use crate::audit::trail::{
-    self, Cipher, Disk, Epoch, Hash, Lines, MAX_LINE, ReceiptKey, Record, SegmentFile, VerifierKey, lines_of,
+    self, Cipher, Disk, Epoch, Form, Hash, Lines, MAX_LINE, ReceiptKey, Record, SegmentFile, VerifierKey,
+    lines_of,
 };
 use crate::audit::{AuditError, SpoolKey};
 
@@ -334,7 +335,7 @@ impl Store {
 
     fn append(&mut self, append: &Append, batch: &[u8]) -> io::Result<()> {
         let dir = self.dir.join(append.epoch.as_str());
-        let path = dir.join(trail::name(&append.epoch, append.first_seq));
+        let path = dir.join(trail::name(&append.epoch, append.first_seq, Form::Lines));
         let is_new = append.at == 0;
         self.looked_up = Default::default();
         if is_new {

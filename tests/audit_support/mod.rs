@@ -160,13 +160,40 @@ pub fn per_request(dir: &Path) -> BTreeMap<(String, String), usize> {
     found
 }
 
+/// A text that no packing makes much shorter.
+pub fn random_text(len: usize) -> String {
+    std::iter::repeat_with(fastrand::alphanumeric).take(len).collect()
+}
+
 /// The segment files in chain order.
 pub fn segments(dir: &Path) -> Vec<PathBuf> {
     let mut found: Vec<_> = std::fs::read_dir(dir)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|ext| ext == "ndjson"))
+        .filter(|path| path.extension().is_some_and(|ext| ext == "ndjson" || ext == "zst"))
         .collect();
     found.sort();
     found
+}
+
+/// The lines of a segment, as zstd has them.
+pub fn text_of(segment: &Path) -> String {
+    let stored = std::fs::read(segment).unwrap();
+    let text = if is_packed(segment) { zstd::stream::decode_all(&*stored).unwrap() } else { stored };
+    String::from_utf8(text).unwrap()
+}
+
+/// Puts other lines into a segment, each packed on its own where the segment is: whoever tampers with one has zstd.
+pub fn put_text(segment: &Path, text: impl AsRef<[u8]>) {
+    let text = text.as_ref();
+    if !is_packed(segment) {
+        return std::fs::write(segment, text).unwrap();
+    }
+    let lines = text.split_inclusive(|byte| *byte == b'\n');
+    let frames: Vec<_> = lines.map(|line| zstd::bulk::compress(line, 1).unwrap()).collect();
+    std::fs::write(segment, frames.concat()).unwrap();
+}
+
+fn is_packed(segment: &Path) -> bool {
+    segment.extension().is_some_and(|ext| ext == "zst")
 }

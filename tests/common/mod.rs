@@ -272,10 +272,14 @@ impl Trail {
         let mut files: Vec<PathBuf> = std::fs::read_dir(dir)
             .unwrap()
             .map(|entry| entry.unwrap().path())
-            .filter(|path| path.extension().is_some_and(|e| e == "ndjson"))
+            .filter(|path| path.extension().is_some_and(|e| e == "zst"))
             .collect();
         files.sort();
-        let text: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+        let unpacked = |file| {
+            let stored = std::fs::read(file).unwrap();
+            String::from_utf8(zstd::stream::decode_all(&*stored).unwrap()).unwrap()
+        };
+        let text: String = files.iter().map(unpacked).collect();
         let events: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         // Whatever a test is about: what real sidecars write is what is published.
         events.iter().for_each(schema_support::events::judge);

@@ -160,20 +160,20 @@ check "HTTP to nobody known is denied" equal "$(called -o /dev/null -w '%{http_c
 check "anything else is closed before a byte" equal "$(in_web python3 -c "$talk" 10.77.0.3 2>/dev/null || true)" ""
 check "a pod that calls nobody calls nobody" equal "$(in_records curl -sS -m 3 -o /dev/null -w '%{http_code}' http://10.77.0.3/)" 404
 kill -TERM "$web_pid"; wait "$web_pid" || true
-rejected=$(cat web/audit/*.ndjson | grep '"type":"conn.rejected"' | grep -c '"destination":"10.77.0.3:5432"' || true)
+rejected=$(trail web/audit | grep '"type":"conn.rejected"' | grep -c '"destination":"10.77.0.3:5432"' || true)
 check "the refusal tells where it was meant to go" equal "$rejected" 1
 web_with passthrough
 check "passthrough: HTTP goes where it was meant to" equal "$(called http://10.77.0.3/)" nobody
 check "passthrough: and so does a server that speaks first" equal "$(in_web python3 -c "$talk" 10.77.0.3)" "$(printf 'ready\nyou said select 1')"
 check "who is known still gets mTLS" eval "called http://10.77.0.2:8080/fhir/Patient/1 | matches URI="
-passed_through() { cat web/audit/*.ndjson | grep '"reason":"passthrough"' | grep -c '"type":"access.decision"'; }
+passed_through() { trail web/audit | grep '"reason":"passthrough"' | grep -c '"type":"access.decision"'; }
 until_true "each of them is recorded" eval 'equal "$(passed_through)" 2'
 
 say "== the end"
 kill -TERM "$web_pid" "$records_pid"
 wait "$web_pid" "$records_pid" || true
 check "the trails verify" eval "$phiward audit verify web/audit >/dev/null && $phiward audit verify records/audit >/dev/null"
-identities=$(cat records/audit/*.ndjson | grep '"outcome":"allow"' | grep -vc 'sa/web' || true)
+identities=$(trail records/audit | grep '"outcome":"allow"' | grep -vc 'sa/web' || true)
 check "nobody else was allowed anything" equal "$identities" 0
 in_web "$phiward" k8s capture --undo
 check "without rules the pod is as before" equal "$(called http://10.77.0.3/)" nobody

@@ -30,8 +30,8 @@ CONF
 }
 many() { curl -sk -m 60 -o /dev/null -w '%{http_code}\n' --cert web/svid.pem --key web/svid.key "https://127.0.0.1:27006/fhir/Patient/[1-$1]"; }
 fill() { dd if=/dev/zero of="$1/audit/filler" bs=64k 2>/dev/null || true; }
-counted() { cat "$1"/audit/*.ndjson | grep '"type":"audit.gap"' | sed -n "s/.*\"$2\":\([0-9]*\).*/\1/p" | awk '{ sum += $1 } END { print sum + 0 }'; }
-allows() { cat "$1"/audit/*.ndjson | grep '"type":"access.decision"' | grep -c '"outcome":"allow"' || true; }
+counted() { trail "$1"/audit | grep '"type":"audit.gap"' | sed -n "s/.*\"$2\":\([0-9]*\).*/\1/p" | awk '{ sum += $1 } END { print sum + 0 }'; }
+allows() { trail "$1"/audit | grep '"type":"access.decision"' | grep -c '"outcome":"allow"' || true; }
 
 for mode in deny allow_with_gap; do
   say "== on_failure: $mode"

@@ -104,17 +104,17 @@ until_true "Envoy listens" answers 26001 records.clinic
 say "== Envoy calls phiward"
 check "a request that the policy allows" equal "$(ask 26001 records.clinic)" 200
 check "one that it does not" equal "$(ask 26001 records.clinic Encounter/1)" 403
-decided() { cat records/audit/*.ndjson | grep access.decision | grep -c "$1"; }
-allowed() { cat records/audit/*.ndjson | grep access.decision | grep '"alpn":"h2"' | grep '"outcome":"allow"' | matches 'sa/viewer'; }
+decided() { trail records/audit | grep access.decision | grep -c "$1"; }
+allowed() { trail records/audit | grep access.decision | grep '"alpn":"h2"' | grep '"outcome":"allow"' | matches 'sa/viewer'; }
 until_true "it is known by its SPIFFE ID, over HTTP/2" allowed
 check "Envoy refuses a phiward that is not whom it expects" equal "$(ask 26002 records.clinic)" 503
-alert() { cat records/audit/*.ndjson | grep conn.rejected | matches peer_alert; }
+alert() { trail records/audit | grep conn.rejected | matches peer_alert; }
 until_true "and phiward's trail says that it was refused" alert
 
 say "== phiward calls Envoy"
 check "a request through Envoy to the app" equal "$(ask 25001 legacy.clinic)" 200
 check "phiward refuses an Envoy that is not whom it expects" equal "$(ask 25001 wrong.clinic)" 502
-wrong() { cat web/audit/*.ndjson | grep upstream_identity | matches '"service":"wrong"'; }
+wrong() { trail web/audit | grep upstream_identity | matches '"service":"wrong"'; }
 until_true "and its trail says so" wrong
 check "Envoy refuses another trust domain" eval "! curl -sS -k -m 10 -o /dev/null --http2 --cert stranger/svid.pem --key stranger/svid.key https://127.0.0.1:26006/ 2>/dev/null"
 check "phiward refuses it too" eval "! curl -sS -k -m 10 -o /dev/null --http2 --cert stranger/svid.pem --key stranger/svid.key https://127.0.0.1:25006/ 2>/dev/null"

@@ -91,18 +91,18 @@ until_true "the lab has the bundle from the endpoint" loaded 25210
 
 say "== and not across"
 check "a workload that was not federated reaches no partner" equal "$(ask 25021 gateway)" 502
-until_true "and its trail says why" eval "cat web/audit/*.ndjson | matches upstream_identity"
+until_true "and its trail says why" eval "trail web/audit | matches upstream_identity"
 # Who has the partner's CA can make any name: it counts for partner.example alone.
 openssl_svid partner-root impostor spiffe://hospital.local/ns/clinic/sa/web
 refused_with() { # folder, port, who
   openssl s_client -connect "127.0.0.1:$2" -alpn http/1.1 -cert "$1/svid.pem" -key "$1/svid.key" </dev/null >"$1.txt" 2>&1 || true
 }
 refused_with impostor 25006
-reason() { cat records/audit/*.ndjson | grep conn.rejected | matches "untrusted_chain"; }
+reason() { trail records/audit | grep conn.rejected | matches "untrusted_chain"; }
 until_true "an ID of hospital.local from the partner's CA is refused" reason
 openssl_svid lab-root stranger spiffe://lab.example/analyser
 refused_with stranger 25006
-unknown() { cat records/audit/*.ndjson | grep conn.rejected | matches "unknown_trust_domain"; }
+unknown() { trail records/audit | grep conn.rejected | matches "unknown_trust_domain"; }
 until_true "a trust domain that was not federated is unknown" unknown
 
 say "== a federation that ends"
@@ -111,7 +111,7 @@ until_true "a connection is open" eval "grep -q '200 OK' open.txt"
 server hospital entry update -entryID "$(cat records/entry)" -parentID "$hospital_parent" -x509SVIDTTL 30 \
   -spiffeID spiffe://hospital.local/ns/clinic/sa/records -selector "unix:path:$work/records/phiward" >/dev/null
 until_true "the partner has no access any more" answers 25101 records 502
-closed() { [ "$(cat records/audit/*.ndjson | grep conn.rejected | grep unknown_trust_domain | grep -c spiffe://partner.example/gateway)" -gt 0 ]; }
+closed() { [ "$(trail records/audit | grep conn.rejected | grep unknown_trust_domain | grep -c spiffe://partner.example/gateway)" -gt 0 ]; }
 until_true "and the connection that was open is closed" closed
 check "the lab goes on" equal "$(ask 25101 lab)" 200
 

@@ -159,7 +159,7 @@ check "resident memory stays flat (less than 24 MiB more)" [ $((peak - before)) 
 say "== a request killed half-way"
 timeout 1 curl -sS -o /dev/null -H "$host" "$url/slow/big" || true
 # Its length tells it from what wrk cut off.
-aborted() { cat records/audit/*.ndjson | grep '"type":"access.complete"' | matches '"aborted":true.*"response_bytes":[0-9]{5,},"status":200'; }
+aborted() { trail records/audit | grep '"type":"access.complete"' | matches '"aborted":true.*"response_bytes":[0-9]{5,},"status":200'; }
 until_true "the aborted completion" aborted
 check "an aborted completion event" aborted
 
@@ -176,7 +176,7 @@ for kind in two foreign expired; do
   check "a peer is refused: $kind" equal "$(peer -cert $kind/svid.pem -key $kind/svid.key)" ""
 done
 for reason in no_certificate several_uri_sans unknown_trust_domain expired; do
-  until_true "conn.rejected: $reason" eval "cat records/audit/*.ndjson | grep '\"type\":\"conn.rejected\"' | matches '\"$reason\"'"
+  until_true "conn.rejected: $reason" eval "trail records/audit | grep '\"type\":\"conn.rejected\"' | matches '\"$reason\"'"
 done
 
 say "== an app that is down"
@@ -193,12 +193,12 @@ kill -TERM "$records_pid"
 check "SIGTERM drains and ends with 0" wait "$records_pid"
 "$phiward" audit verify records/audit | tail -n 20
 check "the inbound spool verifies" eval "$phiward audit verify records/audit >/dev/null"
-allowed=$(cat records/audit/*.ndjson | grep '"type":"access.decision"' | grep -c '"outcome":"allow"')
+allowed=$(trail records/audit | grep '"type":"access.decision"' | grep -c '"outcome":"allow"')
 completed=$(events records/audit access.complete)
 say "the app saw $app_saw requests; $allowed allows, $completed completions"
 check "every allow has exactly one completion" equal "$completed" "$allowed"
 # One allow found the app down, and a client that hangs up can take its request back before the app has seen it.
-taken_back=$(cat records/audit/*.ndjson | grep '"type":"access.complete"' | grep '"aborted":true' | grep -vc '"status":' || true)
+taken_back=$(trail records/audit | grep '"type":"access.complete"' | grep '"aborted":true' | grep -vc '"status":' || true)
 check "every request the app saw has its decision ($taken_back were taken back)" \
   [ $((allowed - 1)) -ge "$app_saw" -a $((allowed - 1 - taken_back)) -le "$app_saw" ]
 until_true "everything delivered" eval "[ \$(stored) -ge $completed ]"

@@ -77,10 +77,10 @@ check "the sidecar ends with 0" wait "$records_pid"
 
 say "== the trail behind the Collector"
 cat >compare.py <<'PY'
-"""Every line of the spool is a body in the Collector's files; prints the trail as it is there, each event once."""
-import glob, json, os, sys
+"""Every line of the spool, from standard input, is a body in the Collector's files; prints the trail as it is there, each event once."""
+import json, os, sys
 
-spool = [line for path in sorted(glob.glob("records/audit/*.ndjson")) for line in open(path, "rb").read().splitlines()]
+spool = sys.stdin.buffer.read().splitlines()
 text = open("otel/logs.json", encoding="utf-8").read()
 bodies, seen, torn = [], set(), 0
 # A kill can leave half a request, which was not acknowledged, in front of the next one.
@@ -102,11 +102,11 @@ os.makedirs("export", exist_ok=True)
 open(f"export/{epoch}-0000000000000000.ndjson", "wb").write(b"".join(body + b"\n" for body in once))
 sys.exit(0 if once == spool else 1)
 PY
-check "every event of the spool is there, byte for byte and in order" python3 compare.py
+check "every event of the spool is there, byte for byte and in order" eval "trail records/audit | python3 compare.py"
 check "and the trail verifies from there" "$phiward" audit verify export
 
 say "== the documented way to send a quarantined file"
-head -n 3 records/audit/*-0000000000000000.ndjson >quarantined.ndjson
+trail records/audit | sed -n 1,3p >quarantined.ndjson
 before=$(wc -c <otel/logs.json)
 jq -Rs '{resourceLogs:[{scopeLogs:[{scope:{name:"phiward.audit"},logRecords:[split("\n")[]|select(.!="")|{body:{stringValue:.},eventName:(fromjson.type)}]}]}]}' quarantined.ndjson |
   curl -fsS -H 'content-type: application/json' --data-binary @- http://127.0.0.1:26318/v1/logs >/dev/null

@@ -80,7 +80,7 @@ say "== a registration is removed"
 server own entry delete -entryID "$(cat web/entry)" >/dev/null
 lost() { [ "$(events "$1/audit" identity.lost)" -gt 0 ]; }
 until_true "the withdrawal is recorded" lost web
-check "it is called what it is" eval "cat web/audit/*.ndjson | grep identity.lost | matches withdrawn"
+check "it is called what it is" eval "trail web/audit | grep identity.lost | matches withdrawn"
 refused() { [ "$(status)" = 502 ]; }
 served() { [ "$(status)" = 200 ]; }
 until_true "it has no access" eval "refused && ! ready 25000"
@@ -91,7 +91,7 @@ say "== the agent dies"
 kill -KILL "$own_agent_pid"
 check "what it gave stays good" equal "$(status)" 200
 until_true "until it expires" refused
-until_true "the expiry is recorded" eval "cat records/audit/*.ndjson | grep identity.lost | matches expired"
+until_true "the expiry is recorded" eval "trail records/audit | grep identity.lost | matches expired"
 check "readiness is off" eval "! ready 25010"
 
 kill -TERM "$web_pid" "$records_pid"

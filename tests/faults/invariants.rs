@@ -118,11 +118,16 @@ struct Request {
 fn lines_of(dir: &Path) -> Result<Vec<String>, String> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Ok(Vec::new()) };
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "ndjson"));
+    files.retain(|file| file.extension().is_some_and(|end| end == "ndjson" || end == "zst"));
     files.sort();
     let mut lines = Vec::new();
     for file in files {
-        let raw = std::fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+        let mut raw = std::fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+        if file.extension().is_some_and(|end| end == "zst") {
+            // As anybody's zstd reads it: damaged or cut off is an error.
+            let unpacked = zstd::stream::decode_all(&*raw);
+            raw = unpacked.map_err(|error| format!("{}: {error}", file.display()))?;
+        }
         if !raw.is_empty() && !raw.ends_with(b"\n") {
             return Err(format!("{}: the last line is not whole", file.display()));
         }

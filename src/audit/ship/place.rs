@@ -11,8 +11,11 @@ use tokio::time::Instant;
 use super::Shipper;
 use crate::audit::cursor::Place;
 use crate::audit::feed::{count_in_background, older_segments};
-use crate::audit::segment;
+use crate::audit::segment::{self, Form};
 use crate::audit::writer::Message;
+
+/// So many times smaller a packed segment is under load (`docs/performance.md`).
+const PACKED_TIMES: u64 = 7;
 
 /// The segment at the cursor.
 pub(super) struct Here {
@@ -21,12 +24,14 @@ pub(super) struct Here {
     pub(super) available: u64,
     pub(super) own_epoch: bool,
     pub(super) is_last: bool,
+    pub(super) form: Form,
 }
 
 impl Here {
-    /// What is there beyond the next `bytes`.
+    /// About how long the records are beyond the next `bytes` of the file; `u64::MAX` where there is another segment.
     pub(super) fn left_after(&self, bytes: u64) -> u64 {
-        if self.is_last { self.available.saturating_sub(bytes) } else { u64::MAX }
+        let times = if self.form == Form::Packed { PACKED_TIMES } else { 1 };
+        if self.is_last { self.available.saturating_sub(bytes).saturating_mul(times) } else { u64::MAX }
     }
 }
 
@@ -77,6 +82,7 @@ impl Shipper {
             available: here.bytes.saturating_sub(self.offset),
             own_epoch: here.name.starts_with(&shared.epoch),
             is_last: at + 1 == tail.segments.len(),
+            form: Form::of(&here.name),
         })
     }
 

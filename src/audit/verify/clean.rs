@@ -67,7 +67,7 @@ pub(super) fn read_all(layout: &Layout, done: &AtomicU64) -> BTreeMap<PathBuf, C
 fn read(epoch: &Epoch, path: &Path, done: &AtomicU64) -> io::Result<Option<Clean>> {
     let mut lines = Lines::new(File::open(path)?);
     let mut clean = Clean::default();
-    let (mut scratch, mut unsaid) = (Vec::new(), 0);
+    let (mut scratch, mut said, mut read) = (Vec::new(), 0, 0);
     while let Some(line) = lines.next()? {
         let Some(record) = Record::parse(line.bytes).ok().filter(|_| line.whole) else { return Ok(None) };
         let leaf = record.checked_leaf(&mut scratch).filter(|_| record.epoch == epoch.as_str());
@@ -95,11 +95,11 @@ fn read(epoch: &Epoch, path: &Path, done: &AtomicU64) -> io::Result<Option<Clean
         clean.last_hash.clear();
         clean.last_hash.extend_from_slice(record.hash);
         clean.lines += 1;
-        unsaid += line.bytes.len() as u64 + 1;
-        if unsaid >= TELL_EVERY {
-            done.fetch_add(std::mem::take(&mut unsaid), Ordering::Relaxed);
+        read = line.end;
+        if read - said >= TELL_EVERY {
+            done.fetch_add(read - std::mem::replace(&mut said, read), Ordering::Relaxed);
         }
     }
-    done.fetch_add(unsaid, Ordering::Relaxed);
+    done.fetch_add(read - said, Ordering::Relaxed);
     Ok(Some(clean).filter(|clean| clean.lines > 0))
 }

@@ -1,6 +1,6 @@
-//! How chained records get into the segment, what a disk that refuses them means, and who is told when they are there.
+//! How chained records are packed and get into the segment, what a disk that refuses them means, and who is told when they are there.
 //!
-//! Owns the order: the bytes first, by one `write`, then the segment's length as others know it, the marks and the piece for delivery.
+//! Owns the order: the bytes first, by one `write`, then the segment's length as others know it, the marks and the pieces for delivery.
 //! Refuses to know what a record says.
 
 use std::io;
@@ -9,20 +9,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{MAX_WRITE, Writer};
-use crate::audit::batch;
+use super::{Due, FRAME_BYTES, KEPT_BYTES, Writer};
 use crate::audit::fresh::{self, Piece};
 use crate::audit::journal::Mark;
 use crate::audit::segment::{self, SegmentFile};
 use crate::audit::spool::{Health, Segment};
+use crate::audit::{batch, packed};
 
 /// How long to wait before a refused write is tried again.
 pub(super) const RETRY_AFTER: Duration = Duration::from_millis(200);
 
 impl Writer {
-    /// Writes `out`, unless it is too early to try again, and tells of it.
+    /// Writes what is due, unless it is too early to try again, and tells of it.
     pub(super) fn flush(&mut self) {
-        if self.out.is_empty() || self.retry_at.is_some_and(|at| Instant::now() < at) {
+        let saved = self.pack();
+        self.shared.free.fetch_add(saved, Ordering::AcqRel);
+        if self.due.stored.is_empty() || self.retry_at.is_some_and(|at| Instant::now() < at) {
             return;
         }
         if self.shared.health() == Health::Poisoned {
@@ -30,7 +32,7 @@ impl Writer {
         }
         // Before the new segment is there nothing is written, so whatever it is (too many open files, say), it can be tried again.
         let outcome = self.roll_if_full().map_err(|error| (error, true)).and_then(|()| {
-            self.segment.append(&self.shared.disk, &self.out).map_err(|error| {
+            self.segment.append(&self.shared.disk, &self.due.stored).map_err(|error| {
                 let retry = can_be_retried(&error);
                 (error, retry)
             })
@@ -59,19 +61,55 @@ impl Writer {
         format!("{}: {error}", self.segment.path().display())
     }
 
-    /// Begins the next segment, with the first record of `out`, when it does not fit in this one.
+    /// Makes a frame of the records that were chained since the last one. They are still in this core's cache, which nothing of them is
+    /// when delivery would read them. Gives by how much shorter it is.
+    pub(super) fn pack(&mut self) -> i64 {
+        if self.out.is_empty() {
+            return 0;
+        }
+        let from = self.due.stored.len();
+        // A single request has little that it repeats.
+        let is_little = from == 0 && self.out.len() < fresh::WORTH_BYTES;
+        let frame = self.repeats.as_mut().and_then(|repeats| repeats.end(self.out.len()));
+        match frame.filter(|_| !is_little) {
+            Some(frame) => {
+                debug_assert!(
+                    zstd::bulk::decompress(frame, self.out.len()).is_ok_and(|lines| lines == self.out)
+                );
+                self.due.stored.extend_from_slice(frame);
+            }
+            None => {
+                if let Err(error) = packed::pack(&mut self.due.stored, &self.out) {
+                    // It never does: there is nothing about the records that the library could not take.
+                    tracing::error!(%error, "audit records cannot be packed");
+                    self.shared.set_health(Health::Poisoned, Some(error.to_string()));
+                }
+            }
+        }
+        if from == 0 {
+            self.due.oldest_ns = batch::time_ns(batch::first_line(&self.out)).unwrap_or(0);
+        }
+        let saved = self.out.len() as i64 - (self.due.stored.len() - from) as i64;
+        self.out.clear();
+        self.out.shrink_to(2 * FRAME_BYTES);
+        saved
+    }
+
+    /// Begins the next segment, with the first record that is due, when this one holds enough.
     fn roll_if_full(&mut self) -> io::Result<()> {
-        let full = self.segment.len() + self.out.len() as u64 > self.shared.segment_bytes();
+        let full = self.segment_holds + self.due.bytes > self.shared.segment_bytes();
         // On a full disk this one has space, and a new one has none.
         if self.segment.len() == 0 || !full || self.ahead.is_short() {
             return Ok(());
         }
         let dir = &self.shared.config.dir;
-        let name = segment::name(self.chain.epoch(), self.chain.next_seq() - self.out_events);
+        let first_seq = self.chain.next_seq() - self.due.events;
+        let name = segment::name(self.chain.epoch(), first_seq, self.shared.config.form());
         let path: PathBuf = dir.join(&name);
         let opened_dir = segment::open_dir(dir)?;
         let mut ended = std::mem::replace(&mut self.segment, SegmentFile::create(path)?);
         ended.release();
+        self.segment_holds = 0;
         let mut tail = self.shared.tail();
         let ordinal = tail.segments.back().map_or(0, |last| last.ordinal + 1);
         tail.segments.push_back(Segment { ordinal, name, bytes: 0 });
@@ -112,15 +150,25 @@ impl Writer {
                 marker.mark(&self.shared.disk, Mark { position, next_seq });
             }
         }
-        self.code(ordinal);
-        self.shared.written_events.fetch_add(self.out_events, Ordering::Release);
-        self.shared.written_bytes.fetch_add(self.out.len() as u64, Ordering::Release);
+        self.segment_holds += self.due.bytes;
+        if self.cipher.is_none() && self.due.bytes >= fresh::WORTH_BYTES as u64 && self.shared.wants_frames()
+        {
+            let (end, next_seq) = (self.segment.len(), self.chain.next_seq());
+            self.shared.fresh.push(Piece {
+                ordinal,
+                place: end - self.due.stored.len() as u64..end,
+                unpacked: self.due.bytes,
+                seqs: next_seq - self.due.events..next_seq,
+                oldest_ns: self.due.oldest_ns,
+                packed: self.due.stored[..].into(),
+            });
+        }
+        self.shared.written_events.fetch_add(self.due.events, Ordering::Release);
+        self.shared.written_bytes.fetch_add(self.due.stored.len() as u64, Ordering::Release);
         for sink in &self.shared.sinks {
             sink.new_data.notify_one();
         }
-        self.out.clear();
-        self.out.shrink_to(2 * MAX_WRITE);
-        self.out_events = 0;
+        self.due.clear();
         if self.retry_at.take().is_some() {
             tracing::info!("the audit spool is written again");
             self.shared.set_health(if self.ahead.is_short() { Health::Short } else { Health::Good }, None);
@@ -130,33 +178,22 @@ impl Writer {
         }
     }
 
-    /// Codes what was written, at the end of segment `ordinal`, for the sinks that take it so. It is still in this core's cache, which
-    /// nothing of it is when delivery would read it.
-    fn code(&mut self, ordinal: u64) {
-        if self.out.len() < fresh::WORTH_BYTES {
-            return;
-        }
-        let Some(coded) = self.repeats.as_mut().and_then(|repeats| repeats.end(self.out.len())) else {
-            return;
-        };
-        debug_assert!(zstd::bulk::decompress(coded, self.out.len()).is_ok_and(|plain| plain == self.out));
-        let (end, next_seq) = (self.segment.len(), self.chain.next_seq());
-        self.shared.fresh.push(Piece {
-            ordinal,
-            place: end - self.out.len() as u64..end,
-            seqs: next_seq - self.out_events..next_seq,
-            oldest_ns: batch::time_ns(batch::first_line(&self.out)).unwrap_or(0),
-            coded: coded.into(),
-        });
-    }
-
     /// The disk failed for good: what was recorded since cannot be kept, and is counted.
     fn lose(&mut self) {
-        self.shared.lost_events.fetch_add(self.out_events, Ordering::Release);
+        self.shared.lost_events.fetch_add(self.due.events, Ordering::Release);
         self.out.clear();
-        self.out_events = 0;
+        self.due.clear();
         self.owed.clear();
         self.retry_at = None;
+    }
+}
+
+impl Due {
+    /// Nothing is due any more. The memory stays, as much of it as is usual.
+    fn clear(&mut self) {
+        self.stored.clear();
+        self.stored.shrink_to(KEPT_BYTES);
+        (self.events, self.bytes, self.oldest_ns) = (0, 0, 0);
     }
 }
 

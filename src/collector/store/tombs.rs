@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use super::super::retention::Candidate;
 use super::{Store, StoreError, at, writer_of};
 use crate::audit::trail::{
-    self, Damage, Disk, Epoch, NO_PREVIOUS, RETENTION, Record, SegmentFile, Tombstone,
+    self, Damage, Disk, Epoch, Form, NO_PREVIOUS, RETENTION, Record, SegmentFile, Tombstone,
 };
 
 /// What was removed.
@@ -37,7 +37,7 @@ impl Tombs {
             removed.newest.as_ref().and_then(|t| Some((Epoch::parse(&t.epoch)?, t)))
         {
             let folder = dir.join(epoch.as_str());
-            let segment = folder.join(trail::name(&epoch, newest.first_seq));
+            let segment = folder.join(trail::name(&epoch, newest.first_seq, Form::Lines));
             if segment.exists() {
                 unlink(&Disk::default(), dir, &folder, &segment).map_err(at(dir))?;
             }
