@@ -90,6 +90,17 @@ impl Fresh {
         Some(run).filter(|run| run.stored > 0)
     }
 
+    /// How far the segment is to be read from byte `offset`, where no piece begins, so that one begins where reading ends.
+    pub(crate) fn next_edge(&self, ordinal: u64, offset: u64) -> Option<u64> {
+        let kept = lock(&self.0);
+        let mut edges = kept
+            .pieces
+            .iter()
+            .filter(|piece| piece.ordinal == ordinal)
+            .flat_map(|piece| [piece.place.start, piece.place.end]);
+        edges.find(|edge| *edge > offset)
+    }
+
     /// Forgets what stands before byte `offset` of the segment.
     pub(crate) fn drop_before(&self, ordinal: u64, offset: u64) {
         let mut kept = lock(&self.0);
@@ -148,6 +159,15 @@ mod tests {
         }
         assert!(fresh.run(1, 0, BatchLimit { events: 9, ..USUAL }).is_none(), "not even one");
         assert!(fresh.run(1, 500, USUAL).is_none() && fresh.run(3, 0, USUAL).is_none(), "none begins there");
+    }
+
+    /// If this fails, a sink that has once read from the spool does so for as long as there is load.
+    #[test]
+    fn what_is_read_from_the_spool_ends_where_a_piece_begins() {
+        let fresh = kept([piece(1, 10, 1), piece(1, 20, 1), piece(2, 0, 1)]);
+        let edges = [0, 999, 1000, 1500, 2500, 3000].map(|offset| fresh.next_edge(1, offset));
+        assert_eq!(edges, [Some(1000), Some(1000), Some(2000), Some(2000), Some(3000), None]);
+        assert_eq!(fresh.next_edge(3, 0), None);
     }
 
     /// If this fails, a sink that falls behind takes memory without bound, or one that keeps up is not given what is there.

@@ -238,7 +238,9 @@ impl Shipper {
         loop {
             let here = self.data()?;
             let Here { available, own_epoch, is_last, ref path, .. } = here;
-            let (offset, end) = (self.offset, self.offset + available);
+            let (offset, all) = (self.offset, self.offset + available);
+            let edge = self.shared.fresh.next_edge(self.ordinal, offset).filter(|_| self.sink.takes_frames());
+            let end = edge.map_or(all, |edge| edge.min(all));
             let (buffer, limit) = (std::mem::take(&mut self.spare), self.limit);
             let path = path.clone();
             let read =
@@ -256,7 +258,7 @@ impl Shipper {
                         "a segment of the audit spool was removed before it was delivered"
                     );
                     self.state.missed_segments.fetch_add(1, Ordering::Release);
-                    self.acknowledge(end);
+                    self.acknowledge(all);
                 }
                 Err(error) => self.wait_after(format!("the spool cannot be read: {error}"), None).await,
             }

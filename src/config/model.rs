@@ -239,7 +239,7 @@ pub struct AuditConfig {
     pub on_failure: crate::audit::OnFailure,
     /// The key of the pseudonyms.
     pub key_file: PathBuf,
-    /// The first one's key encrypts the spool, the others' open what is older; without one it is plain text.
+    /// The first one's key encrypts the spool, the others' open what is older; without one it is not encrypted.
     pub spool_key_files: Vec<PathBuf>,
     /// Who the events are sent to.
     pub sinks: Vec<SinkConfig>,
@@ -330,7 +330,7 @@ pub struct CollectorConfig {
     pub bind: SocketAddr,
     /// The folder of the store.
     pub store: PathBuf,
-    /// The first one's key encrypts the store, the others' open what is older; without one it is plain text.
+    /// The first one's key encrypts the store, the others' open what is older; without one it is not encrypted.
     pub key_files: Vec<PathBuf>,
     /// Who may bring records that others have written.
     pub relays: Vec<SpiffeId>,

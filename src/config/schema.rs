@@ -339,7 +339,7 @@ fn address(description: &str) -> Value {
 }
 
 fn key_files() -> Value {
-    let one = path("Encrypts it; plain text without one. `openssl rand -hex 32` makes one.");
+    let one = path("Encrypts it. `openssl rand -hex 32` makes one.");
     json!({"oneOf": [one, {"type": "array", "minItems": 1, "items": path("The first encrypts, the others open what is older.")}]})
 }
 
