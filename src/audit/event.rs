@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use rustls::sign::CertifiedKey;
 
+use super::frame::Common;
 use super::json::Members;
 use super::pseudonym::Pseudonym;
 
@@ -121,14 +122,11 @@ pub struct SubjectFacts<'a> {
 
 /// The members `conn` and `subject`, encoded once a connection. Clones share them.
 #[derive(Debug, Clone)]
-pub struct ConnFragment(pub(super) Arc<ConnMembers>);
-
-#[derive(Debug)]
-pub(super) struct ConnMembers {
-    pub(super) conn: Box<str>,
-    pub(super) subject: Box<str>,
+pub struct ConnFragment {
+    /// `conn`, and `subject`.
+    pub(super) common: Common,
     /// The member `conn` of a summary, which many connections have a part in.
-    pub(super) origin: Box<str>,
+    pub(super) origin: Arc<str>,
 }
 
 impl ConnFragment {
@@ -160,12 +158,11 @@ impl ConnFragment {
                 });
             }
         });
-        Self(Arc::new(ConnMembers { conn, subject, origin }))
+        Self { common: Common::new(conn, subject), origin: origin.into() }
     }
 
-    /// Whether it is a clone of the other.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+    pub(super) fn subject(&self) -> &str {
+        self.common.second()
     }
 }
 

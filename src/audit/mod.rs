@@ -52,6 +52,7 @@ mod recover;
 mod repeats;
 mod replay;
 mod retention;
+mod route;
 mod seal;
 mod secret;
 mod segment;

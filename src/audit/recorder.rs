@@ -124,7 +124,8 @@ impl Reservation {
                 return Recorded { worker: self.worker.clone(), position: 0 };
             }
         }
-        self.push(Haste::AtOnce, |batch, clock| batch.decision(ev, clock))
+        let route = self.worker.routes.borrow_mut().of(ev);
+        self.push(Haste::AtOnce, |batch, clock| batch.decision(ev, route.as_ref(), clock))
     }
 
     /// Records how an allowed request ended.
