@@ -34,8 +34,8 @@ const HASH_AT: usize = AFTER_EPOCH + BEFORE_HASH.len();
 const PREV_AT: usize = AFTER_EPOCH + HASH_MEMBER + BEFORE_PREV.len();
 
 /// Where the parts of a record end, counted from its beginning: what stands before the hash, the hash, what stands before `prev`, `prev`, the
-/// rest of `chain`, the event's seven pieces with `id` and `instance` between them; the line end is in the last.
-pub(crate) type Ends = [u32; 14];
+/// rest of `chain`, the event's five pieces with `id` and `instance` between them; the line end is in the last.
+pub(crate) type Ends = [u32; 12];
 /// The first part of the event.
 pub(crate) const EVENT: usize = 5;
 
@@ -146,7 +146,7 @@ impl Chain {
             (out.len() - record) as u32
         };
         let chain = end_of(b"},", out);
-        let [conn, before_params, head, after_params] = event.head.map(|part| end_of(part, out));
+        let [conn, head] = event.head.map(|part| end_of(part, out));
         out.extend_from_slice(b"\"id\":\"");
         out.extend_from_slice(self.epoch.0.as_bytes());
         out.push(b':');
@@ -173,9 +173,7 @@ impl Chain {
             prev_at + 64,
             chain,
             conn,
-            before_params,
             head,
-            after_params,
             id,
             instance,
             tail,

@@ -222,9 +222,9 @@ impl Window {
 
 /// Writes the members that are the same for all denials of a kind; gives where those before `id` end.
 fn write_kind(out: &mut Vec<u8>, denial: &Denial<'_>) -> usize {
-    out.extend_from_slice(denial.conn.origin.as_bytes());
+    out.extend_from_slice(denial.conn.0.origin.as_bytes());
     encode::decision(&mut Members::new(out), &denial.decision, denial.policy);
     let head_end = out.len();
-    out.extend_from_slice(denial.conn.subject().as_bytes());
+    out.extend_from_slice(denial.conn.0.subject.as_bytes());
     head_end
 }

@@ -10,7 +10,7 @@ use super::event::{
     AccessComplete, AccessDecision, ConnFragment, ConnRejected, ControlEvent, Decision, EVENT_TYPES,
     HttpFacts, InstanceFacts, PolicyFragment, PostureFacts,
 };
-use super::frame::{Batch, Begun, Common};
+use super::frame::{Batch, Begun};
 use super::json::Members;
 use super::pseudonym::Pseudonym;
 
@@ -22,26 +22,12 @@ const SCHEMA_MEMBER: &[u8] = br#""schema":"phiward.audit/1","#;
 const MAX_PARAMS: usize = 64;
 
 impl Batch {
-    /// `route` is what it has in common with others of its way, if that is known.
-    pub(crate) fn decision(
-        &mut self,
-        ev: &AccessDecision<'_>,
-        route: Option<&Common>,
-        clock: &mut InstantText,
-    ) {
-        let mut event = self.begin(Some(&ev.conn.common), route);
+    pub(crate) fn decision(&mut self, ev: &AccessDecision<'_>, clock: &mut InstantText) {
+        let mut event = self.begin(Some(ev.conn));
         let mut head = Members::new(event.out());
-        if route.is_some() {
-            http_params_and_query(&mut head, &ev.http);
-        } else {
-            decision(&mut head, &ev.decision, ev.policy);
-            if !ev.http.version.is_empty() {
-                head.object("http", |m| {
-                    http_before_params(m, &ev.http);
-                    http_params_and_query(m, &ev.http);
-                    http_after_query(m, &ev.http);
-                });
-            }
+        decision(&mut head, &ev.decision, ev.policy);
+        if !ev.http.version.is_empty() {
+            head.object("http", |m| http(m, &ev.http));
         }
         event.head_ends();
         request(&mut Members::new(event.out()), ev.request_id, ev.trace_id);
@@ -49,7 +35,7 @@ impl Batch {
     }
 
     pub(crate) fn complete(&mut self, ev: &AccessComplete<'_>, clock: &mut InstantText) {
-        let mut event = self.begin(Some(&ev.conn.common), None);
+        let mut event = self.begin(Some(ev.conn));
         event.head_ends();
         let mut tail = Members::new(event.out());
         request(&mut tail, ev.request_id, ev.trace_id);
@@ -72,7 +58,7 @@ impl Batch {
         conn: &ConnFragment,
         clock: &mut InstantText,
     ) {
-        let mut event = self.begin(Some(&conn.common), None);
+        let mut event = self.begin(Some(conn));
         decision(&mut Members::new(event.out()), &ev.decision(), None);
         event.head_ends();
         end(event, b"", clock, ev.time_unix_ns, "conn.rejected");
@@ -86,7 +72,7 @@ impl Batch {
         time: u64,
         counted: impl FnOnce(&mut Members<'_>),
     ) {
-        let mut event = self.begin(None, None);
+        let mut event = self.begin(None);
         event.out().extend_from_slice(head);
         event.head_ends();
         let mut middle = subject.to_vec();
@@ -95,7 +81,7 @@ impl Batch {
     }
 
     pub(crate) fn control(&mut self, ev: &ControlEvent, clock: &mut InstantText) {
-        let mut event = self.begin(None, None);
+        let mut event = self.begin(None);
         event.head_ends();
         match ev {
             ControlEvent::PolicyLoaded { time_unix_ns, revision, sha256 } => {
@@ -144,7 +130,7 @@ impl Batch {
     }
 
     pub(crate) fn trail(&mut self, ev: &TrailEvent, clock: &mut InstantText, now_unix_ns: u64) {
-        let mut event = self.begin(None, None);
+        let mut event = self.begin(None);
         let out = event.out();
         match ev {
             TrailEvent::Checkpoint(sealed) => Members::new(out).object("checkpoint", |m| sealed.write(m)),
@@ -347,27 +333,18 @@ fn request(m: &mut Members<'_>, id: &str, trace_id: Option<&str>) {
     });
 }
 
-/// The first members of `http`.
-pub(crate) fn http_before_params(m: &mut Members<'_>, facts: &HttpFacts<'_>) {
+fn http(m: &mut Members<'_>, facts: &HttpFacts<'_>) {
     m.text_opt("host", facts.host);
     if let Some(host) = facts.host_h {
         m.plain("host_h", |out| host.write(out));
     }
     m.text_opt("method", facts.method);
-}
-
-/// Those in the middle, which each request has others of.
-fn http_params_and_query(m: &mut Members<'_>, facts: &HttpFacts<'_>) {
     if !facts.params.is_empty() {
         m.object("params", |m| params(m, facts.params));
     }
     if !facts.query_names.is_empty() {
         m.texts("query_names", &facts.query_names[..facts.query_names.len().min(MAX_PARAMS)]);
     }
-}
-
-/// The last ones.
-pub(crate) fn http_after_query(m: &mut Members<'_>, facts: &HttpFacts<'_>) {
     m.text_opt("service", facts.service);
     if let Some(target) = facts.target_h {
         m.plain("target_h", |out| target.write(out));

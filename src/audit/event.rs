@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use rustls::sign::CertifiedKey;
 
-use super::frame::Common;
 use super::json::Members;
 use super::pseudonym::Pseudonym;
 
@@ -122,11 +121,14 @@ pub struct SubjectFacts<'a> {
 
 /// The members `conn` and `subject`, encoded once a connection. Clones share them.
 #[derive(Debug, Clone)]
-pub struct ConnFragment {
-    /// `conn`, and `subject`.
-    pub(super) common: Common,
+pub struct ConnFragment(pub(super) Arc<ConnMembers>);
+
+#[derive(Debug)]
+pub(super) struct ConnMembers {
+    pub(super) conn: Box<str>,
+    pub(super) subject: Box<str>,
     /// The member `conn` of a summary, which many connections have a part in.
-    pub(super) origin: Arc<str>,
+    pub(super) origin: Box<str>,
 }
 
 impl ConnFragment {
@@ -158,11 +160,12 @@ impl ConnFragment {
                 });
             }
         });
-        Self { common: Common::new(conn, subject), origin: origin.into() }
+        Self(Arc::new(ConnMembers { conn, subject, origin }))
     }
 
-    pub(super) fn subject(&self) -> &str {
-        self.common.second()
+    /// Whether it is a clone of the other.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 

@@ -1,32 +1,31 @@
 //! Encoded events on their way from a worker to the writer, and how a frame of the journal has them.
 //!
 //! Owns the batch and the layout of its events. Those of a turn stand in it as a frame, so that they are written to the journal from
-//! where they are; and what the events of a connection, or of one way (see `route`), have in common stands in a frame once, and is else
-//! only named: it is more than half of what they say. Knows nothing of what events say, and of a frame's head only how long it is.
+//! where they are; and what all requests of a connection have in common stands in a frame once, and is else only named: it is a third of
+//! what an event says. Knows nothing of what events say, and of a frame's head only how long it is.
 
-use std::sync::Arc;
+use super::event::ConnFragment;
 
 /// What a busy worker gathers before it sends it to the writer (see `recorder`), and some more.
 const KEPT_BYTES: usize = 192 * 1024;
 /// The head of a frame, which the journal fills in: magic, length of what follows the head, checksum of all after it, number of
 /// events, number of the last one.
 pub(crate) const FRAME_HEAD: usize = 24;
-/// The head of an event: the numbers in the frame of what it has in common with those of its connection and of its way, and the lengths of what
-/// it says itself: before `id`, from `instance` to where `subject` belongs, and after that. What has the next number follows at once, behind the
-/// lengths of its two texts.
-const EVENT_HEAD: usize = 20;
-/// The lengths before two texts that events have in common.
-const COMMON_HEAD: usize = 8;
-/// The number of what an event does not have.
-const NONE: u32 = u32::MAX;
-/// So many are looked through for one that is in the batch already: some nanoseconds each.
+/// The head of an event: the number of its connection in the frame, and the lengths of what stands before `id`, from `instance` to where
+/// `subject` belongs, and after that. A connection that has the next number follows at once, behind the lengths of its `conn` and `subject`.
+const EVENT_HEAD: usize = 16;
+/// The lengths before a connection's members.
+const CONN_HEAD: usize = 8;
+/// The number of the connection of an event that is of none.
+const NO_CONN: u32 = u32::MAX;
+/// So many connections are looked through for one that is in the batch already: some nanoseconds each.
 const LOOKED_THROUGH: usize = 64;
 
 /// What an event says around the members `id` and `instance`, whoever holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Pieces<'a> {
     /// Before `id`.
-    pub(crate) head: [&'a [u8]; 4],
+    pub(crate) head: [&'a [u8]; 2],
     /// After `instance`.
     pub(crate) tail: [&'a [u8]; 3],
 }
@@ -34,35 +33,12 @@ pub(crate) struct Pieces<'a> {
 /// The same, on its own and in two pieces.
 pub(crate) type Event = (Vec<u8>, Vec<u8>);
 
-/// Two texts that many events have in common. Clones share them.
-#[derive(Debug, Clone)]
-pub(crate) struct Common(Arc<[Box<str>; 2]>);
-
-impl Common {
-    pub(crate) fn new(first: Box<str>, second: Box<str>) -> Self {
-        Self(Arc::new([first, second]))
-    }
-
-    pub(crate) fn first(&self) -> &str {
-        &self.0[0]
-    }
-
-    pub(crate) fn second(&self) -> &str {
-        &self.0[1]
-    }
-
-    /// Whether it is a clone of the other.
-    fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
 /// Encoded events that travel to the writer together.
 #[derive(Default)]
 pub(crate) struct Batch {
     bytes: Vec<u8>,
     cuts: Vec<Cut>,
-    known: Vec<Known>,
+    conns: Vec<Conn>,
     /// The length of all events, each with what it has in common with others.
     spelled_out: u64,
     /// The frame that is not journaled.
@@ -74,17 +50,16 @@ pub(crate) struct Batch {
 /// Where the parts of an event are, each up to the next.
 #[derive(Clone, Copy)]
 struct Cut {
-    /// The places in the list of what is known.
+    /// Its place in the list of connections.
     conn: u32,
-    route: u32,
     head: u32,
     tail: u32,
     after_subject: u32,
     end: u32,
 }
 
-struct Known {
-    common: Common,
+struct Conn {
+    members: ConnFragment,
     /// The last frame that it is in, and its number there.
     frame: u32,
     number: u32,
@@ -93,7 +68,7 @@ struct Known {
 struct Frame {
     from: usize,
     events: u32,
-    commons: u32,
+    conns: u32,
 }
 
 impl Batch {
@@ -121,8 +96,8 @@ impl Batch {
         self.bytes.shrink_to(KEPT_BYTES);
         self.cuts.clear();
         self.cuts.shrink_to(KEPT_BYTES / 256);
-        self.known.clear();
-        self.known.shrink_to(KEPT_BYTES / 256);
+        self.conns.clear();
+        self.conns.shrink_to(KEPT_BYTES / 256);
         (self.spelled_out, self.frame, self.frames) = (0, None, 0);
     }
 
@@ -130,18 +105,17 @@ impl Batch {
     pub(crate) fn pieces(&self) -> impl Iterator<Item = Pieces<'_>> {
         let piece = |from: u32, to: u32| &self.bytes[from as usize..to as usize];
         self.cuts.iter().map(move |cut| {
-            let [[conn, subject], [before, after]] = [cut.conn, cut.route].map(|at| self.texts(at));
+            let members = self.conns.get(cut.conn as usize).map(|conn| &*conn.members.0);
+            let (conn, subject) = members.map_or(("", ""), |members| (&members.conn, &members.subject));
             Pieces {
-                head: [conn, before, piece(cut.head, cut.tail), after],
-                tail: [piece(cut.tail, cut.after_subject), subject, piece(cut.after_subject, cut.end)],
+                head: [conn.as_bytes(), piece(cut.head, cut.tail)],
+                tail: [
+                    piece(cut.tail, cut.after_subject),
+                    subject.as_bytes(),
+                    piece(cut.after_subject, cut.end),
+                ],
             }
         })
-    }
-
-    /// What is at this place of the list; nothing at [`NONE`].
-    fn texts(&self, at: u32) -> [&[u8]; 2] {
-        let known = self.known.get(at as usize);
-        known.map_or([b"", b""], |known| [known.common.first().as_bytes(), known.common.second().as_bytes()])
     }
 
     /// Whether there are events that [`Batch::frame`] has not given.
@@ -159,7 +133,7 @@ impl Batch {
     /// Takes over the events of another batch.
     pub(crate) fn append(&mut self, other: &Self) {
         for event in other.pieces() {
-            let mut begun = self.begin(None, None);
+            let mut begun = self.begin(None);
             event.head.iter().for_each(|piece| begun.out().extend_from_slice(piece));
             begun.head_ends();
             event.tail.iter().for_each(|piece| begun.out().extend_from_slice(piece));
@@ -168,46 +142,42 @@ impl Batch {
         }
     }
 
-    /// Begins an event, with what it has in common with others of its connection, and of its way.
-    pub(crate) fn begin(&mut self, conn: Option<&Common>, route: Option<&Common>) -> Begun<'_> {
+    /// Begins an event, of a connection if it is of one.
+    pub(crate) fn begin(&mut self, conn: Option<&ConnFragment>) -> Begun<'_> {
         let from = self.bytes.len();
-        let frame = self.frame.get_or_insert(Frame { from, events: 0, commons: 0 });
+        let frame = self.frame.get_or_insert(Frame { from, events: 0, conns: 0 });
         let head_at = from + if frame.events == 0 { FRAME_HEAD } else { 0 };
         frame.events += 1;
         self.bytes.resize(head_at + EVENT_HEAD, 0);
-        let mut places = [NONE; 2];
-        for (at, common) in [conn, route].into_iter().enumerate() {
-            let mut number = NONE;
-            if let Some(common) = common {
-                (places[at], number) = self.name(common);
-            }
-            self.bytes[head_at + 4 * at..][..4].copy_from_slice(&number.to_le_bytes());
+        let (mut at, mut number) = (NO_CONN, NO_CONN);
+        if let Some(conn) = conn {
+            (at, number) = self.name(conn);
         }
-        let [conn, route] = places;
+        self.bytes[head_at..head_at + 4].copy_from_slice(&number.to_le_bytes());
         let head = self.bytes.len() as u32;
-        let cut = Cut { conn, route, head, tail: head, after_subject: head, end: head };
+        let cut = Cut { conn: at, head, tail: head, after_subject: head, end: head };
         Begun { batch: self, head_at, cut }
     }
 
-    /// The place in the list and the number in the frame, which has the texts from here on.
-    fn name(&mut self, common: &Common) -> (u32, u32) {
-        let looked_through = self.known.len().saturating_sub(LOOKED_THROUGH);
-        let known = self.known[looked_through..].iter().rposition(|known| known.common.is_same(common));
-        let at = known.map_or(self.known.len(), |at| at + looked_through);
+    /// The place of a connection in the list and its number in the frame, which has its members from here on.
+    fn name(&mut self, members: &ConnFragment) -> (u32, u32) {
+        let looked_through = self.conns.len().saturating_sub(LOOKED_THROUGH);
+        let known = self.conns[looked_through..].iter().rposition(|known| known.members.is_same(members));
+        let at = known.map_or(self.conns.len(), |at| at + looked_through);
         if known.is_none() {
-            self.known.push(Known { common: common.clone(), frame: u32::MAX, number: 0 });
+            self.conns.push(Conn { members: members.clone(), frame: u32::MAX, number: 0 });
         }
-        let (known, frames) = (&mut self.known[at], self.frames);
-        if known.frame != frames
+        let (conn, frames) = (&mut self.conns[at], self.frames);
+        if conn.frame != frames
             && let Some(frame) = &mut self.frame
         {
-            (known.frame, known.number) = (frames, frame.commons);
-            frame.commons += 1;
-            let texts = [common.first().as_bytes(), common.second().as_bytes()];
-            texts.iter().for_each(|text| self.bytes.extend_from_slice(&(text.len() as u32).to_le_bytes()));
-            texts.iter().for_each(|text| self.bytes.extend_from_slice(text));
+            (conn.frame, conn.number) = (frames, frame.conns);
+            frame.conns += 1;
+            let parts = [members.0.conn.as_bytes(), members.0.subject.as_bytes()];
+            parts.iter().for_each(|part| self.bytes.extend_from_slice(&(part.len() as u32).to_le_bytes()));
+            parts.iter().for_each(|part| self.bytes.extend_from_slice(part));
         }
-        (at as u32, known.number)
+        (at as u32, conn.number)
     }
 }
 
@@ -239,18 +209,18 @@ impl Begun<'_> {
         let Self { batch, head_at, mut cut } = self;
         cut.end = batch.bytes.len() as u32;
         let lengths = [cut.tail - cut.head, cut.after_subject - cut.tail, cut.end - cut.after_subject];
-        let places = batch.bytes[head_at + 8..head_at + EVENT_HEAD].chunks_exact_mut(4);
+        let places = batch.bytes[head_at + 4..head_at + EVENT_HEAD].chunks_exact_mut(4);
         places.zip(lengths).for_each(|(place, length)| place.copy_from_slice(&length.to_le_bytes()));
-        let in_common = [cut.conn, cut.route].map(|at| batch.texts(at).map(<[u8]>::len));
-        batch.spelled_out +=
-            u64::from(cut.end - cut.head) + in_common.as_flattened().iter().sum::<usize>() as u64;
+        let conn = batch.conns.get(cut.conn as usize).map(|conn| &*conn.members.0);
+        let in_common = conn.map_or(0, |members| members.conn.len() + members.subject.len());
+        batch.spelled_out += u64::from(cut.end - cut.head) + in_common as u64;
         batch.cuts.push(cut);
     }
 }
 
 impl<'a> Pieces<'a> {
     pub(crate) fn of((head, tail): &'a Event) -> Self {
-        Self { head: [head, b"", b"", b""], tail: [tail, b"", b""] }
+        Self { head: [head, b""], tail: [tail, b"", b""] }
     }
 
     pub(crate) fn to_event(self) -> Event {
@@ -260,25 +230,20 @@ impl<'a> Pieces<'a> {
 
 /// The first `count` events after a frame's head; `None` if they are not what a batch has written.
 pub(crate) fn events(count: u32, mut rest: &[u8]) -> Option<Vec<Event>> {
-    let (mut events, mut known): (_, Vec<[&[u8]; 2]>) = (Vec::new(), Vec::new());
+    let (mut events, mut conns): (_, Vec<(&[u8], &[u8])>) = (Vec::new(), Vec::new());
     for _ in 0..count {
-        let ([conn, route, lengths @ ..], after) = numbers::<{ EVENT_HEAD / 4 }>(rest)?;
+        let ([number, lengths @ ..], after) = numbers::<{ EVENT_HEAD / 4 }>(rest)?;
         rest = after;
-        let mut texts: [[&[u8]; 2]; 2] = Default::default();
-        for (texts, number) in texts.iter_mut().zip([conn, route]).filter(|(_, number)| *number != NONE) {
-            if number as usize == known.len() {
-                let (lengths, after) = numbers::<{ COMMON_HEAD / 4 }>(rest)?;
-                let (common, after) = parts(lengths, after)?;
-                known.push(common);
-                rest = after;
-            }
-            *texts = *known.get(number as usize)?;
+        if number as usize == conns.len() {
+            let (lengths, after) = numbers::<{ CONN_HEAD / 4 }>(rest)?;
+            let ([conn, subject], after) = parts(lengths, after)?;
+            conns.push((conn, subject));
+            rest = after;
         }
-        let [[conn, subject], [before, after_params]] = texts;
+        let (conn, subject) =
+            if number == NO_CONN { Default::default() } else { *conns.get(number as usize)? };
         let ([head, tail, after_subject], after) = parts(lengths, rest)?;
-        let pieces =
-            Pieces { head: [conn, before, head, after_params], tail: [tail, subject, after_subject] };
-        events.push(pieces.to_event());
+        events.push(Pieces { head: [conn, head], tail: [tail, subject, after_subject] }.to_event());
         rest = after;
     }
     Some(events)
@@ -307,9 +272,7 @@ fn parts<const N: usize>(lengths: [u32; N], mut rest: &[u8]) -> Option<([&[u8]; 
 mod tests {
     use super::*;
     use crate::audit::clock::InstantText;
-    use crate::audit::event::{
-        AccessComplete, ConnFacts, ConnFragment, Direction, ResponseFacts, SubjectFacts,
-    };
+    use crate::audit::event::{AccessComplete, ConnFacts, Direction, ResponseFacts, SubjectFacts};
 
     fn conn(number: usize) -> ConnFragment {
         let id = format!("spiffe://hospital.local/web-{number}");
@@ -336,27 +299,15 @@ mod tests {
         events(count, &frame[FRAME_HEAD..]).unwrap()
     }
 
-    /// If this fails, a killed process' events come back with the connection of another caller, or by the right of another.
+    /// If this fails, a killed process' events come back with the connection of another caller.
     #[test]
-    fn each_event_has_its_connection_and_its_way_in_whatever_frame_it_is() {
+    fn each_event_has_its_connection_in_whatever_frame_it_is() {
         for connections in [1, 3, LOOKED_THROUGH + 1] {
             let conns: Vec<_> = (0..connections).map(conn).collect();
-            let way =
-                |number| Common::new(format!("way {number},").into(), format!("way {number}'s end,").into());
-            let ways: Vec<_> = (0..connections).map(way).collect();
             let (mut batch, mut recorded) = (Batch::default(), Vec::new());
             for turn in 0..4 {
                 for number in 0..2 * connections {
                     complete(&mut batch, &conns[(number * 7 + turn) % connections], "one");
-                }
-                for number in 0..2 * connections {
-                    let (conn, way) =
-                        (&conns[number % connections], &ways[(number * 5 + turn) % connections]);
-                    let mut event = batch.begin(Some(&conn.common), Some(way));
-                    event.out().extend_from_slice(b"params,");
-                    event.head_ends();
-                    event.subject_belongs_here();
-                    event.end();
                 }
                 batch.trail(
                     &crate::audit::encode::TrailEvent::Gap {
@@ -378,9 +329,6 @@ mod tests {
             let of =
                 |event: &Event, number| event.1.windows(named(number).len()).any(|at| at == named(number));
             assert!(of(&said[0], 0) && of(&said[1], 7 % connections));
-            let (head, _) = &said[2 * connections + 1];
-            let way = 5 % connections;
-            assert!(head.ends_with(format!("way {way},params,way {way}'s end,").as_bytes()));
         }
     }
 
@@ -392,12 +340,12 @@ mod tests {
             for _ in 0..2 {
                 (0..10).for_each(|_| complete(&mut batch, &conn, "one"));
                 let (frame, _) = batch.frame().unwrap();
-                let subject = conn.subject().as_bytes();
+                let subject = conn.0.subject.as_bytes();
                 assert_eq!(frame.windows(subject.len()).filter(|at| *at == subject).count(), 1);
             }
-            assert_eq!(batch.known.len(), 1);
+            assert_eq!(batch.conns.len(), 1);
             batch.clear();
-            assert!(batch.is_empty() && batch.known.is_empty() && batch.bytes() == 0 && !batch.has_frame());
+            assert!(batch.is_empty() && batch.conns.is_empty() && batch.bytes() == 0 && !batch.has_frame());
         }
     }
 

@@ -39,7 +39,7 @@ const HALVES_AT: u64 = HEADER_BYTES + (SLOTS * kept::SLOT_BYTES) as u64;
 const OWNER_AT: u64 = 1024;
 const MARK_MAGIC: u32 = 0x7068_6d31;
 /// Ends in the version of the file's layout.
-const OWNER_MAGIC: u32 = 0x7068_6f34;
+const OWNER_MAGIC: u32 = 0x7068_6f33;
 const FRAME_MAGIC: u32 = 0x7068_6631;
 /// Of a frame whose events are encrypted.
 const ENCRYPTED_FRAME_MAGIC: u32 = 0x7068_6632;

@@ -52,7 +52,6 @@ mod recover;
 mod repeats;
 mod replay;
 mod retention;
-mod route;
 mod seal;
 mod secret;
 mod segment;

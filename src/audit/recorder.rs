@@ -124,8 +124,7 @@ impl Reservation {
                 return Recorded { worker: self.worker.clone(), position: 0 };
             }
         }
-        let route = self.worker.routes.borrow_mut().of(ev);
-        self.push(Haste::AtOnce, |batch, clock| batch.decision(ev, route.as_ref(), clock))
+        self.push(Haste::AtOnce, |batch, clock| batch.decision(ev, clock))
     }
 
     /// Records how an allowed request ended.

@@ -193,10 +193,9 @@ mod tests {
             Self { chain: Chain::new(Epoch::generate(1_795_183_402_118, None)), out: Vec::new(), repeats }
         }
 
-        fn append(&mut self, [conn, head]: [&str; 2], tail: [&str; 3]) {
+        fn append(&mut self, head: [&str; 2], tail: [&str; 3]) {
             let at = self.out.len();
-            let event =
-                Pieces { head: [conn, head, "", ""].map(str::as_bytes), tail: tail.map(str::as_bytes) };
+            let event = Pieces { head: head.map(str::as_bytes), tail: tail.map(str::as_bytes) };
             let appended = self.chain.append(&mut self.out, event, br#""instance":{"namespace":"clinic","service":"records","spiffe_id":"spiffe://hospital.local/ns/clinic/sa/records","version":"0.1.0"},"#);
             self.repeats.record(&self.out, at, appended.ends);
         }

@@ -8,7 +8,6 @@ use crate::audit::event::{
 };
 use crate::audit::json;
 use crate::audit::pseudonym::PseudonymKey;
-use crate::audit::route::Routes;
 use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::Value;
 
@@ -63,7 +62,7 @@ fn every_kind(text: &str) -> Batch {
         decision,
         policy: Some(&policy),
     };
-    batch.decision(&allowed, None, clock);
+    batch.decision(&allowed, clock);
     let bare =
         ConnFragment::new(&ConnFacts { tls: None, subject: None, destination: None, service: None, ..facts });
     let http = HttpFacts { version: "1.1", ..HttpFacts::default() };
@@ -71,7 +70,6 @@ fn every_kind(text: &str) -> Batch {
     let decision = Decision { rule: None, role: None, shadow, ..decision };
     batch.decision(
         &AccessDecision { trace_id: None, conn: &bare, http, decision, policy: None, ..allowed },
-        None,
         clock,
     );
     let response =
@@ -80,18 +78,12 @@ fn every_kind(text: &str) -> Batch {
     batch.complete(&complete, clock);
     let response = ResponseFacts { reason: Some("upstream_connect"), ..Default::default() };
     batch.complete(&AccessComplete { conn: &bare, response, ..complete }, clock);
-    let by_the_way = AccessDecision {
-        http: HttpFacts { host_h: None, target_h: None, ..allowed.http },
-        decision: Decision { shadow: None, ..allowed.decision },
-        ..allowed
-    };
-    batch.decision(&by_the_way, Routes::new().of(&by_the_way).as_ref(), clock);
     batch.conn_rejected(&ConnRejected { time_unix_ns: NOW, conn: facts, reason: "expired" }, conn, clock);
     let counted = |m: &mut Members<'_>| {
         m.number("count", 7);
         m.texts("templates", &[text, text]);
     };
-    batch.summary((conn.origin.as_bytes(), conn.subject().as_bytes()), clock, NOW, counted);
+    batch.summary((conn.0.origin.as_bytes(), conn.0.subject.as_bytes()), clock, NOW, counted);
     for event in [
         ControlEvent::PolicyLoaded { time_unix_ns: NOW, revision: some(), sha256: text.into() },
         ControlEvent::PolicyShadow { time_unix_ns: NOW, revision: text.into(), sha256: text.into() },

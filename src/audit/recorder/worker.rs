@@ -19,7 +19,6 @@ use crate::audit::clock::{InstantText, unix_ns};
 use crate::audit::coalesce::{Coalescer, Denial, Verdict};
 use crate::audit::frame::Batch;
 use crate::audit::journal::{self, Journal, Owner};
-use crate::audit::route::Routes;
 use crate::audit::spool::{Durability, Health, OnFailure, PLACE_BYTES, Shared, WorkerLink};
 use crate::audit::wait::{Level, Waiters};
 use crate::audit::writer::Message;
@@ -58,7 +57,6 @@ pub(super) struct Worker {
     pub(super) link: Arc<WorkerLink>,
     batch: RefCell<Batch>,
     clock: RefCell<InstantText>,
-    pub(super) routes: RefCell<Routes>,
     /// Events, and encoded bytes, ever recorded by this worker.
     recorded: Cell<u64>,
     recorded_bytes: Cell<u64>,
@@ -96,7 +94,6 @@ impl Worker {
             link: link.clone(),
             batch: RefCell::default(),
             clock: RefCell::new(InstantText::new()),
-            routes: RefCell::new(Routes::new()),
             recorded: Cell::new(0),
             recorded_bytes: Cell::new(0),
             coalescer: RefCell::new(Coalescer::new()),
