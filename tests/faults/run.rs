@@ -10,7 +10,7 @@ use crate::app::App;
 use crate::common::{HOST, POLICY, Pki, RECORDS, WEB};
 use crate::disk::{Disk, Knob};
 use crate::liar::{COLLECTOR, Liar, Lie};
-use crate::load::{Load, Outcome};
+use crate::load::{self, Load, Outcome};
 use crate::plan::{Fault, Plan, Side};
 use crate::process::Process;
 use crate::relay::Relay;
@@ -24,6 +24,8 @@ const TO_BE_MET: Duration = Duration::from_secs(2);
 const FULL: u64 = 4096;
 /// So many requests are made between two faults.
 const BUSY: usize = 30;
+/// What a sidecar still has to deliver, in bytes, when it is told to end.
+const NEARLY: u64 = 32 * 1024;
 
 pub struct Mesh {
     pub pki: Pki,
@@ -44,7 +46,8 @@ impl Mesh {
         let pki = Pki::new();
         let dirs = [("records", RECORDS), ("web", WEB), ("collector", COLLECTOR)];
         let [records_dir, web_dir, collector_dir] = dirs.map(|(name, id)| pki.workload(name, id));
-        std::fs::write(records_dir.join("policy.yaml"), POLICY).unwrap();
+        let policy = POLICY.replace("/fhir/Patient/{id}", &load::pattern());
+        std::fs::write(records_dir.join("policy.yaml"), policy).unwrap();
         let app = App::start().await;
         if plan.encrypted {
             let key = pki.dir.path().join("spool.key");
@@ -97,6 +100,7 @@ impl Mesh {
         self.serves().await?;
         self.load.stop();
         while clients.join_next().await.is_some() {}
+        self.catches_up().await?;
         for process in [&mut self.web, &mut self.records, &mut self.collector] {
             if !process.end().await? {
                 return Err(format!("{} does not end with success", process.name));
@@ -244,6 +248,22 @@ impl Mesh {
         again
             .await
             .map_err(|_| format!("the trail of {} takes no events although the disk does", process.name))
+    }
+
+    /// Waits until the collector has nearly all: a sidecar that ends delivers for some seconds more, and this is a debug build.
+    async fn catches_up(&self) -> Result<(), String> {
+        for sidecar in [&self.web, &self.records] {
+            let caught_up = tokio::time::timeout(PATIENCE, async {
+                while sidecar.audit_status().await["sinks"][0]["backlog_bytes"]
+                    .as_u64()
+                    .is_none_or(|bytes| bytes > NEARLY)
+                {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+            });
+            caught_up.await.map_err(|_| format!("{} does not deliver what it has", sidecar.name))?;
+        }
+        Ok(())
     }
 
     /// Waits until a request gets through.
