@@ -190,6 +190,36 @@ fn a_damaged_record_is_kept_as_evidence_and_told() {
     );
 }
 
+/// If this fails, a start throws away records that only one damaged byte stands before.
+#[test]
+fn a_start_keeps_what_any_changed_byte_has_hidden() {
+    let honest = tempfile::tempdir().unwrap();
+    let audit = start(honest.path(), &[]).unwrap();
+    ["a", "b"].iter().for_each(|prefix| requests(&audit, prefix, 2));
+    audit.close().unwrap();
+    let segment = segments(honest.path()).remove(0);
+    let (stored, lines) = (std::fs::read(&segment).unwrap(), text_of(&segment));
+    let mut seen = std::collections::BTreeSet::new();
+    for at in (0..stored.len()).step_by(5) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(segment.file_name().unwrap());
+        let mut changed = stored.clone();
+        changed[at] ^= 1 << (at % 8);
+        std::fs::write(&path, &changed).unwrap();
+        let open = opening_event(dir.path());
+        let recovery = open["recovery"].as_str().unwrap().to_owned();
+        match &*recovery {
+            "clean" => assert_eq!(text_of(&path), lines, "byte {at}"),
+            "corrupt" => assert_eq!(std::fs::read(path.with_extension("zst.corrupt")).unwrap(), changed),
+            // It looks like an end that is missing: nothing that can be read follows, and what comes before it is there.
+            "torn_tail" => assert!(lines.lines().count() - text_of(&path).lines().count() <= 5, "byte {at}"),
+            other => panic!("byte {at}: {other}"),
+        }
+        seen.insert(recovery);
+    }
+    assert!(seen.contains("corrupt"), "{seen:?}");
+}
+
 /// If this fails, a spool that sinks have read and somebody emptied passes for a new one.
 #[test]
 fn a_spool_that_was_emptied_says_so() {

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use super::cursor::Place;
 use super::lines::Lines;
 use super::progress::SinkState;
+use super::segment::Form;
 use super::sink::BatchLimit;
 use super::spool::{Segment, Shared};
 
@@ -60,7 +61,7 @@ fn count_lines(path: &Path, from: u64, end: u64) -> io::Result<u64> {
 fn lines_between(path: &Path, from: u64, end: u64) -> io::Result<Lines<Take<File>>> {
     let mut file = File::open(path)?;
     file.seek(SeekFrom::Start(from))?;
-    Ok(Lines::new(file.take(end.saturating_sub(from))))
+    Lines::of(Form::of(path), file.take(end.saturating_sub(from)))
 }
 
 /// Where a cursor points among the segments that are there: when its own is gone, at the next one.
@@ -129,7 +130,7 @@ mod tests {
     #[test]
     fn a_batch_is_whole_frames_and_as_many_as_are_let_through() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s");
+        let path = dir.path().join("s.ndjson.zst");
         let (mut stored, mut ends) = (Vec::new(), vec![0]);
         for lines in [&b"a\nb\n"[..], b"c\n", b"d\ne\nf\n"] {
             pack(&mut stored, lines).unwrap();
@@ -150,6 +151,7 @@ mod tests {
         assert!(
             read_lines(&path, ends[1], ends[1] + 3, BatchLimit { events: 9, bytes: 99 }, Vec::new()).is_err()
         );
+        let path = dir.path().join("s.ndjson");
         std::fs::write(&path, b"a\nb\nc\n").unwrap();
         let plain = read_lines(&path, 2, 6, BatchLimit { events: 1, bytes: 99 }, Vec::new()).unwrap();
         assert_eq!((&plain.lines[..], plain.stored), (&b"b\n"[..], 2));

@@ -5,7 +5,6 @@
 //! Which terms a query has is told here too, so that both sides agree; the trail's truth is `verify`'s.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -140,7 +139,7 @@ impl Content {
 
 fn read(path: &Path, done: &AtomicU64) -> io::Result<Content> {
     let mut content = Content::default();
-    let mut lines = Lines::new(File::open(path)?);
+    let mut lines = Lines::open(path)?;
     let mut said = 0;
     while let Some(line) = lines.next()? {
         done.fetch_add(line.end - std::mem::replace(&mut said, line.end), Ordering::Relaxed);

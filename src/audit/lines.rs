@@ -9,7 +9,8 @@ use std::path::Path;
 
 use super::chain::MAX_LINE;
 use super::cipher::{self, Opener};
-use super::packed::{self, Step, Unpacker};
+use super::packed::{Step, Unpacker};
+use super::segment::Form;
 
 const BUFFER: usize = 256 * 1024;
 /// The longest line in a file.
@@ -43,12 +44,31 @@ pub(crate) struct Lines<R> {
     offset: u64,
     number: u64,
     unpacker: Option<Unpacker>,
-    is_begun: bool,
     opener: Opener,
     opened: Vec<u8>,
 }
 
+impl Lines<File> {
+    /// Those of a file, by what its name says of its form: a damaged one does not say itself what it was.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        Self::of(Form::of(path), File::open(path)?)
+    }
+}
+
 impl<R: Read> Lines<R> {
+    /// Those of a source in this form; where it is packed, from the beginning of a frame.
+    ///
+    /// # Errors
+    /// There is no memory.
+    pub(crate) fn of(form: Form, source: R) -> io::Result<Self> {
+        let unpacker = if form == Form::Packed { Some(Unpacker::new()?) } else { None };
+        Ok(Self { unpacker, ..Self::new(source) })
+    }
+
+    /// Those of a source that is not packed.
     pub(crate) fn new(source: R) -> Self {
         Self {
             source,
@@ -58,7 +78,6 @@ impl<R: Read> Lines<R> {
             offset: 0,
             number: 0,
             unpacker: None,
-            is_begun: false,
             opener: Opener::default(),
             opened: Vec::new(),
         }
@@ -69,9 +88,6 @@ impl<R: Read> Lines<R> {
     /// # Errors
     /// What the reader says, or that a key is missing.
     pub(crate) fn next(&mut self) -> io::Result<Option<Line<'_>>> {
-        if !self.is_begun {
-            self.begin()?;
-        }
         let (mut searched, mut step) = (0, Step::Unpacked);
         let (len, whole) = loop {
             let unread = &self.buffer[self.from..self.filled];
@@ -109,18 +125,6 @@ impl<R: Read> Lines<R> {
         if is_last { (place.end, whole) } else { (place.start, false) }
     }
 
-    /// Finds out whether the source is packed.
-    fn begin(&mut self) -> io::Result<()> {
-        self.is_begun = true;
-        while self.filled < packed::MAGIC.len() && self.fill()? != Step::End {}
-        let begun = &self.buffer[..self.filled];
-        if packed::is_packed(begun) {
-            self.unpacker = Some(Unpacker::new(begun)?);
-            self.filled = 0;
-        }
-        Ok(())
-    }
-
     fn fill(&mut self) -> io::Result<Step> {
         self.buffer.copy_within(self.from..self.filled, 0);
         self.filled -= self.from;
@@ -152,16 +156,21 @@ impl<R: Read> Lines<R> {
 /// # Errors
 /// The file cannot be read, or is encrypted with a key that was not given.
 pub(crate) fn first_of(path: &Path) -> io::Result<Vec<u8>> {
-    let mut lines = Lines::new(File::open(path)?);
+    let mut lines = Lines::open(path)?;
     Ok(lines.next()?.filter(|line| line.whole).map_or_else(Vec::new, |line| line.bytes.to_vec()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::packed::pack;
 
     fn all(content: &[u8]) -> Vec<(Vec<u8>, u64, u64, bool)> {
-        let mut lines = Lines::new(content);
+        all_of(Form::Lines, content)
+    }
+
+    fn all_of(form: Form, content: &[u8]) -> Vec<(Vec<u8>, u64, u64, bool)> {
+        let mut lines = Lines::of(form, content).unwrap();
         let mut found = Vec::new();
         while let Some(line) = lines.next().unwrap() {
             found.push((line.bytes.to_vec(), line.end, line.number, line.whole));
@@ -206,7 +215,7 @@ mod tests {
     fn packed_lines_are_given_as_plain_ones_and_end_where_their_frame_does() {
         let (mut stored, mut ends) = (Vec::new(), Vec::new());
         for lines in [&b"ab\n\n"[..], b"c\n"] {
-            packed::pack(&mut stored, lines).unwrap();
+            pack(&mut stored, lines).unwrap();
             ends.push(stored.len() as u64);
         }
         let want = [
@@ -214,14 +223,16 @@ mod tests {
             (b"".to_vec(), ends[0], 2, true),
             (b"c".to_vec(), ends[1], 3, true),
         ];
-        assert_eq!(all(&stored), want);
-        let cut = all(&stored[..stored.len() - 1]);
+        assert_eq!(all_of(Form::Packed, &stored), want);
+        let cut = all_of(Form::Packed, &stored[..stored.len() - 1]);
         assert_eq!(cut[..2], want[..2]);
         assert_eq!(cut[2..], [(b"".to_vec(), ends[1] - 1, 3, false)]);
         let mut damaged = stored;
-        damaged[4] ^= 0xff; // what the first frame says of itself
-        let found = all(&damaged);
-        assert_eq!((&found[0].0[..], found[0].3), (&DAMAGED[..DAMAGED.len() - 1], true));
-        assert_eq!(found[1], (b"c".to_vec(), ends[1], 2, true));
+        for at in [0, 4] {
+            damaged[at] ^= 0xff; // what the first frame is, and what it says of itself
+            let found = all_of(Form::Packed, &damaged);
+            assert_eq!((&found[0].0[..], found[0].3), (&DAMAGED[..DAMAGED.len() - 1], true));
+            assert_eq!(found[1], (b"c".to_vec(), ends[1], 2, true));
+        }
     }
 }

@@ -9,8 +9,8 @@ use std::ops::Range;
 use zstd::bulk::Decompressor;
 use zstd::zstd_safe::{find_frame_compressed_size, get_frame_content_size};
 
-/// How a frame begins (RFC 8878 section 3.1.1). No line does: it is not UTF-8.
-pub(crate) const MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
+/// How a frame begins (RFC 8878 section 3.1.1). It is not UTF-8, so it is in no line that is packed as it is.
+const MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
 /// No more lines than this are packed as one: what a reader holds at a time.
 const FRAME_BYTES: usize = 1024 * 1024;
 /// What is longer, packed or unpacked, is taken for no frame: a hostile file must not fill the memory. A segment that somebody packed whole
@@ -19,10 +19,6 @@ const MAX_FRAME: usize = 32 * 1024 * 1024;
 const READ_BYTES: usize = 128 * 1024;
 /// The fastest of the usual ones: two events come out at 40 % of their length.
 const LEVEL: i32 = 1;
-
-pub(crate) fn is_packed(bytes: &[u8]) -> bool {
-    bytes.starts_with(&MAGIC)
-}
 
 /// Appends `lines`, whole lines all, to `out`.
 ///
@@ -62,12 +58,10 @@ pub(crate) struct Unpacker {
 }
 
 impl Unpacker {
-    /// One for a file that begins with `stored`.
-    ///
     /// # Errors
     /// There is no memory.
-    pub(crate) fn new(stored: &[u8]) -> io::Result<Self> {
-        Ok(Self { decompressor: Decompressor::new()?, stored: stored.to_vec(), from: 0, place: 0..0 })
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { decompressor: Decompressor::new()?, stored: Vec::new(), from: 0, place: 0..0 })
     }
 
     pub(crate) fn place(&self) -> Range<u64> {
@@ -100,7 +94,7 @@ impl Unpacker {
     fn whole_frame(&mut self, source: &mut impl Read) -> io::Result<Option<usize>> {
         loop {
             let rest = self.rest();
-            let may_be_one = rest.len() < MAGIC.len() || is_packed(rest) && rest.len() <= MAX_FRAME;
+            let may_be_one = rest.len() < MAGIC.len() || rest.starts_with(&MAGIC) && rest.len() <= MAX_FRAME;
             if !may_be_one {
                 return Ok(None);
             }
@@ -189,7 +183,7 @@ mod tests {
         let mut source = stored.chunks(7).fold(Box::new(io::empty()) as Box<dyn Read>, |before, piece| {
             Box::new(before.chain(piece)) as Box<dyn Read + '_>
         });
-        let mut unpacker = Unpacker::new(&[]).unwrap();
+        let mut unpacker = Unpacker::new().unwrap();
         let mut steps = Vec::new();
         loop {
             let mut out = Vec::new();

@@ -4,7 +4,6 @@
 //! `audit.open` that binds the checkpoint's key to the writer's SVID. Who checks it needs the proof alone, and the trust bundle
 //! to judge the SVID by.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -170,7 +169,7 @@ impl Found {
         let mut found = Self::default();
         for segment in &files.segments {
             let read_error = |error| ProveError::Read { path: segment.path.clone(), error };
-            let mut lines = Lines::new(File::open(&segment.path).map_err(read_error)?);
+            let mut lines = Lines::open(&segment.path).map_err(read_error)?;
             while let Some(line) = lines.next().map_err(read_error)? {
                 let Some(record) = Record::parse(line.bytes).ok().filter(|_| line.whole) else { continue };
                 found.take(&record, index);

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::layout::Layout;
 use super::lines::Lines;
+use super::segment::Form;
 
 /// Hands every line, without its line end, to `sink`, epoch by epoch in chain order.
 ///
@@ -28,7 +29,7 @@ pub fn for_each(dir: &Path, mut sink: impl FnMut(&[u8]) -> io::Result<()>) -> io
 /// # Errors
 /// The file cannot be read, a key is missing, or what `sink` returns.
 pub fn lines_of(segment: &Path, mut sink: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
-    let mut lines = Lines::new(File::open(segment)?);
+    let mut lines = Lines::open(segment)?;
     while let Some(line) = lines.next()? {
         if line.whole {
             sink(line.bytes)?;
@@ -114,7 +115,7 @@ impl Follower {
             return Ok(());
         }
         file.seek(SeekFrom::Start(from))?;
-        let mut lines = Lines::new(file);
+        let mut lines = Lines::of(Form::of(path), file)?;
         let mut end = from;
         while let Some(line) = lines.next()? {
             if line.whole {

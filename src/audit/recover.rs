@@ -116,7 +116,7 @@ pub(crate) enum Damage {
     None,
     /// What follows the good records is no record at all: a write that a crash cut short.
     Torn,
-    /// What follows the good records is a record that does not fit, or good records follow it.
+    /// What follows the good records is a record that does not fit or a whole frame that cannot be unpacked, or good records follow it.
     Corrupt,
 }
 
@@ -146,7 +146,7 @@ pub(crate) fn scan(path: &Path) -> io::Result<Scan> {
     let (epoch, first_seq) =
         named.ok_or_else(|| io::Error::other("the file has not the name of a segment"))?;
     let mut found = Scan { good_bytes: 0, damage: Damage::None, last: None };
-    let mut lines = Lines::new(File::open(path)?);
+    let mut lines = Lines::open(path)?;
     let mut scratch = Vec::new();
     let mut newest: Option<Last> = None;
     while let Some(line) = lines.next()? {
@@ -170,6 +170,7 @@ pub(crate) fn scan(path: &Path) -> io::Result<Scan> {
                 }
             }
             Some(_) => found.damage = Damage::Corrupt,
+            None if line.is_damage => found.damage = Damage::Corrupt,
             None => found.damage = Damage::Torn,
         }
     }

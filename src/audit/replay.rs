@@ -5,7 +5,6 @@
 //! again after a kill in the middle changes nothing. Knows nothing of who waits for what.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
 use std::path::Path;
 
@@ -100,7 +99,7 @@ impl Appended {
             if of_epoch.get(at + 1).is_some_and(|(next, _)| first(next) <= from) {
                 continue;
             }
-            let mut lines = Lines::new(File::open(dir.join(name))?);
+            let mut lines = Lines::open(&dir.join(name))?;
             while let Some(line) = lines.next()? {
                 let record = Record::parse(line.bytes).ok().filter(|record| record.seq >= from);
                 if let Some((record, (head, tail))) =

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::chain::Epoch;
+use super::recover::CORRUPT;
 
 /// How a segment is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,8 +30,10 @@ impl Form {
         }
     }
 
-    /// That of the segment with this name.
-    pub(crate) fn of(name: &str) -> Self {
+    /// That of the file with this name, a segment or what was kept of one.
+    pub(crate) fn of(path: impl AsRef<Path>) -> Self {
+        let name = path.as_ref().file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let name = name.strip_suffix(CORRUPT).unwrap_or(name);
         if name.ends_with(Self::Packed.extension()) { Self::Packed } else { Self::Lines }
     }
 }
@@ -244,7 +247,8 @@ mod tests {
         for form in [Form::Lines, Form::Packed] {
             let name = |epoch, seq| name(epoch, seq, form);
             assert_eq!(parse_name(&name(&epoch, 4711)), Some((epoch.clone(), 4711)));
-            assert_eq!(Form::of(&name(&epoch, 4711)), form);
+            assert_eq!(Form::of(name(&epoch, 4711)), form);
+            assert_eq!(Form::of(Path::new("/a").join(name(&epoch, 4711) + CORRUPT)), form);
             assert!(name(&epoch, 9) < name(&epoch, 10));
             assert!(name(&epoch, u64::from(u32::MAX)) < name(&later, 0));
         }

@@ -18,7 +18,7 @@ use super::journal::Marker;
 use super::progress::SinkState;
 use super::segment::{Disk, Form};
 
-/// How much a segment holds before the next one is begun, unless told otherwise: 16 MiB of records, which are some seven times fewer bytes.
+/// How much a segment holds before the next one is begun, unless told otherwise: 16 MiB of records, which are some six times fewer bytes.
 /// The newest one is read at the start, so it is the records that count.
 pub const SEGMENT_BYTES: u64 = 16 * 1024 * 1024;
 /// The smallest spool that is accepted: 1 MiB.

@@ -22,6 +22,7 @@ use super::layout::{EpochFiles, Layout, SegmentPath};
 use super::lines::Lines;
 use super::receipt::ReceiptVerifier;
 use super::retention;
+use super::segment::Form;
 use crate::identity::Bundles;
 use clean::Clean;
 use seals::Seals;
@@ -217,7 +218,7 @@ impl<'e> EpochCheck<'e> {
 
     fn segment(&mut self, segment: &SegmentPath, is_last: bool) -> std::io::Result<()> {
         let file = File::open(&segment.path)?;
-        let mut lines = Lines::new(&file);
+        let mut lines = Lines::of(Form::of(&segment.path), &file)?;
         self.place = (segment.path.clone(), 0);
         while let Some(line) = lines.next()? {
             self.place.1 = line.number;
@@ -317,7 +318,7 @@ impl<'e> EpochCheck<'e> {
     /// The hash of the first record with this number anywhere in the epoch; only asked once something is wrong.
     fn hash_of(&self, seq: u64) -> std::io::Result<Option<Vec<u8>>> {
         for segment in &self.epoch.segments {
-            let mut lines = Lines::new(File::open(&segment.path)?);
+            let mut lines = Lines::open(&segment.path)?;
             while let Some(line) = lines.next()? {
                 if let Some(record) = Record::parse(line.bytes).ok().filter(|record| record.seq == seq) {
                     return Ok(Some(record.hash.to_vec()));
@@ -408,7 +409,7 @@ fn opened_after(line: &[u8]) -> Option<Previous> {
 
 fn evidence(kept: &Path) -> Result<Finding, VerifyError> {
     let read = |error| VerifyError::Read { path: kept.into(), error };
-    let mut lines = Lines::new(File::open(kept).map_err(read)?);
+    let mut lines = Lines::open(kept).map_err(read)?;
     let mut count = 0u64;
     while lines.next().map_err(read)?.is_some() {
         count += 1;

@@ -414,7 +414,7 @@ fn first_record(path: &Path) -> io::Result<(Option<String>, Option<VerifierKey>)
 
 fn hashes_in(path: &Path) -> io::Result<BTreeMap<u64, Vec<u8>>> {
     let mut hashes = BTreeMap::new();
-    let mut lines = Lines::new(File::open(path)?);
+    let mut lines = Lines::open(path)?;
     while let Some(line) = lines.next()? {
         if let Ok(record) = Record::parse(line.bytes) {
             hashes.insert(record.seq, record.hash.to_vec());

@@ -15,7 +15,7 @@ use crate::audit::segment::{self, Form};
 use crate::audit::writer::Message;
 
 /// So many times smaller a packed segment is under load (`docs/performance.md`).
-const PACKED_TIMES: u64 = 7;
+const PACKED_TIMES: u64 = 6;
 
 /// The segment at the cursor.
 pub(super) struct Here {

@@ -4,7 +4,6 @@
 //! the one that names findings. So there is one place that says what tampering is, and this can only make it faster.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -65,7 +64,7 @@ pub(super) fn read_all(layout: &Layout, done: &AtomicU64) -> BTreeMap<PathBuf, C
 }
 
 fn read(epoch: &Epoch, path: &Path, done: &AtomicU64) -> io::Result<Option<Clean>> {
-    let mut lines = Lines::new(File::open(path)?);
+    let mut lines = Lines::open(path)?;
     let mut clean = Clean::default();
     let (mut scratch, mut said, mut read) = (Vec::new(), 0, 0);
     while let Some(line) = lines.next()? {
