@@ -6,8 +6,8 @@
 use std::io::{self, Read};
 use std::ops::Range;
 
-use zstd::bulk::Decompressor;
-use zstd::zstd_safe::{find_frame_compressed_size, get_frame_content_size};
+use zstd::bulk::{Compressor, Decompressor};
+use zstd::zstd_safe::{compress_bound, find_frame_compressed_size, get_frame_content_size};
 
 /// How a frame begins (RFC 8878 section 3.1.1). It is not UTF-8, so it is in no line that is packed as it is.
 const MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
@@ -23,17 +23,44 @@ const LEVEL: i32 = 1;
 /// Appends `lines`, whole lines all, to `out`.
 ///
 /// # Errors
-/// What the library says; it has no reason to.
+/// As [`Packer::pack`].
 pub(crate) fn pack(out: &mut Vec<u8>, lines: &[u8]) -> io::Result<()> {
-    let mut rest = lines;
-    while !rest.is_empty() {
-        let most = &rest[..rest.len().min(FRAME_BYTES)];
-        let end = if most.len() == rest.len() { None } else { memchr::memrchr(b'\n', most) };
-        let (frame, after) = rest.split_at(end.map_or(most.len(), |at| at + 1));
-        out.extend_from_slice(&zstd::bulk::compress(frame, LEVEL)?);
-        rest = after;
+    Packer::default().pack(out, lines)
+}
+
+/// Packs again and again. To make the library's memory anew costs more than to pack the two events of a request.
+#[derive(Default)]
+pub(crate) struct Packer(Option<Compressor<'static>>);
+
+impl Packer {
+    /// Appends `lines`, whole lines all, to `out`.
+    ///
+    /// # Errors
+    /// What the library says; it has no reason to.
+    pub(crate) fn pack(&mut self, out: &mut Vec<u8>, lines: &[u8]) -> io::Result<()> {
+        let compressor = match &mut self.0 {
+            Some(compressor) => compressor,
+            none => none.insert(Compressor::new(LEVEL)?),
+        };
+        let mut rest = lines;
+        while !rest.is_empty() {
+            let most = &rest[..rest.len().min(FRAME_BYTES)];
+            let end = if most.len() == rest.len() { None } else { memchr::memrchr(b'\n', most) };
+            let (frame, after) = rest.split_at(end.map_or(most.len(), |at| at + 1));
+            let had = out.len();
+            out.resize(had + compress_bound(frame.len()), 0);
+            let written = compressor.compress_to_buffer(frame, &mut out[had..]);
+            out.truncate(had + *written.as_ref().unwrap_or(&0));
+            written?;
+            rest = after;
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// Gives the memory back: nothing comes for a while.
+    pub(crate) fn rest(&mut self) {
+        self.0 = None;
+    }
 }
 
 /// What came of a step.

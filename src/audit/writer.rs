@@ -19,6 +19,7 @@ use super::clock::{InstantText, unix_ns};
 use super::encode::TrailEvent;
 use super::event::ControlEvent;
 use super::frame::Batch;
+use super::packed::Packer;
 use super::repeats::Repeats;
 use super::seal::Sealer;
 use super::segment::SegmentFile;
@@ -61,6 +62,7 @@ pub(crate) struct Writer {
     cipher: Option<Cipher>,
     ahead: Ahead,
     repeats: Option<Repeats>,
+    packer: Packer,
     clock: InstantText,
     /// Records that were chained and not packed or encrypted yet.
     out: Vec<u8>,
@@ -120,6 +122,7 @@ impl Writer {
             cipher,
             ahead,
             repeats: None,
+            packer: Packer::default(),
             clock,
             out,
             due: Due::default(),
@@ -141,7 +144,10 @@ impl Writer {
             }
             match self.next_message() {
                 Some(message) => self.take(message),
-                None => self.repeats = None,
+                None => {
+                    self.repeats = None;
+                    self.packer.rest();
+                }
             }
             while self.due.bytes < most && self.ending.is_none() {
                 let Ok(message) = self.inbox.try_recv() else { break };

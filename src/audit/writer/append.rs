@@ -10,11 +10,11 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{Due, FRAME_BYTES, KEPT_BYTES, Writer};
+use crate::audit::batch;
 use crate::audit::fresh::{self, Piece};
 use crate::audit::journal::Mark;
 use crate::audit::segment::{self, SegmentFile};
 use crate::audit::spool::{Health, Segment};
-use crate::audit::{batch, packed};
 
 /// How long to wait before a refused write is tried again.
 pub(super) const RETRY_AFTER: Duration = Duration::from_millis(200);
@@ -79,7 +79,7 @@ impl Writer {
                 self.due.stored.extend_from_slice(frame);
             }
             None => {
-                if let Err(error) = packed::pack(&mut self.due.stored, &self.out) {
+                if let Err(error) = self.packer.pack(&mut self.due.stored, &self.out) {
                     // It never does: there is nothing about the records that the library could not take.
                     tracing::error!(%error, "audit records cannot be packed");
                     self.shared.set_health(Health::Poisoned, Some(error.to_string()));
