@@ -10,6 +10,7 @@ need nft nftables
 need curl curl
 need openssl openssl
 need python3 python3
+need zstdcat zstd
 build
 cd "$work"
 # Others than root run it here.

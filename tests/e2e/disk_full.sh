@@ -6,6 +6,7 @@
 need nginx nginx
 need curl curl
 need openssl openssl
+need zstdcat zstd
 build
 cd "$work"
 take_down() { umount "$work"/*/audit 2>/dev/null || true; }

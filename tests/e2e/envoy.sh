@@ -8,6 +8,7 @@ need nginx nginx
 need curl curl
 need openssl openssl
 need python3 python3 python3-pip
+need zstdcat zstd
 build
 
 version=1.40.0

@@ -151,9 +151,8 @@ openssl_svid() {
   cp "$ca/ca.pem" "$dir/bundle.pem"
 }
 
-# trail DIR: the lines of a spool, as Debian's zstd reads them. A last frame that is being written just now is left out.
+# trail DIR: the lines of a spool, as Debian's zstd reads them (`need zstdcat zstd`). A last frame that is being written just now is left out.
 trail() {
-  need zstdcat zstd
   zstdcat -qf "$1"/*.ndjson* 2>"$work/zstdcat.log" || true
 }
 

@@ -9,6 +9,7 @@ need wrk wrk
 need h2load nghttp2-client
 need curl curl
 need openssl openssl
+need zstdcat zstd
 build
 
 requests=${REQUESTS:-100000}

@@ -11,6 +11,7 @@ need curl curl
 need jq jq
 need openssl openssl
 need python3 python3
+need zstdcat zstd
 build
 build_otelcol
 

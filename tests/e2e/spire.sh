@@ -9,6 +9,7 @@ need nginx nginx
 need wrk wrk
 need curl curl
 need openssl openssl
+need zstdcat zstd
 . "$(dirname "$0")/lib-spire.sh"
 build
 build_spire
