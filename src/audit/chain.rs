@@ -9,8 +9,7 @@ use std::borrow::Borrow;
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 
-use super::encode::SCHEMA;
-use super::frame::Pieces;
+use super::encode::{Pieces, SCHEMA};
 use super::merkle::Hash;
 use super::{check, json};
 

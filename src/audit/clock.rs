@@ -11,10 +11,13 @@ pub(crate) struct InstantText {
     text: [u8; 20],
 }
 
-impl InstantText {
-    pub(crate) fn new() -> Self {
+impl Default for InstantText {
+    fn default() -> Self {
         Self { second: 0, text: *b"1970-01-01T00:00:00." }
     }
+}
+
+impl InstantText {
 
     /// Writes the instant without quotes, such as `2026-11-20T14:03:22.118204771Z`.
     pub(crate) fn write(&mut self, out: &mut Vec<u8>, unix_ns: u64) {
@@ -63,7 +66,7 @@ mod tests {
     /// If this fails, events carry a wrong time and cannot be put in order with other systems.
     #[test]
     fn instants_have_nine_digits_and_a_z() {
-        let mut clock = InstantText::new();
+        let mut clock = InstantText::default();
         let table = [
             (0, "1970-01-01T00:00:00.000000000Z"),
             (1_795_183_402_118_204_771, "2026-11-20T14:03:22.118204771Z"),

@@ -10,9 +10,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::clock::InstantText;
-use super::encode;
+use super::encode::{self, Pieces, Speller};
 use super::event::{ConnFragment, Decision, PolicyFragment};
-use super::frame::{Batch, Pieces};
 use super::journal;
 use super::json::Members;
 
@@ -52,8 +51,7 @@ pub(crate) struct Coalescer {
     /// Reused for each denial's kind.
     scratch: Vec<u8>,
     /// Reused for each summary.
-    batch: Batch,
-    clock: InstantText,
+    speller: Speller,
 }
 
 #[derive(Default)]
@@ -83,7 +81,7 @@ struct Window {
 
 impl Coalescer {
     pub(crate) fn new() -> Self {
-        Self { slots: Vec::new(), scratch: Vec::new(), batch: Batch::default(), clock: InstantText::new() }
+        Self { slots: Vec::new(), scratch: Vec::new(), speller: Speller::default() }
     }
 
     /// Counts a denial, or lets it be an event. `is_recorded` says whether an event of that number can be lost no more.
@@ -127,9 +125,7 @@ impl Coalescer {
     ) -> Result<(), E> {
         for (number, slot) in self.slots.iter_mut().enumerate() {
             if let Some(window) = slot.window.as_mut().filter(|window| window.changed) {
-                self.batch.clear();
-                window.write(&mut self.batch, &mut self.clock, window.last_ns);
-                self.batch.pieces().try_for_each(|pieces| keep(number, pieces))?;
+                keep(number, window.spell(&mut self.speller, window.last_ns))?;
                 window.changed = false;
             }
         }
@@ -142,14 +138,12 @@ impl Coalescer {
         &mut self,
         now: Option<Instant>,
         now_ns: u64,
-        mut record: impl FnMut(usize, &Batch) -> u64,
+        mut record: impl FnMut(usize, Pieces<'_>) -> u64,
     ) {
         for (number, slot) in self.slots.iter_mut().enumerate() {
             let over = slot.window.take_if(|window| now.is_none_or(|now| window.until <= now));
             if let Some(window) = over.filter(|window| window.count > 0) {
-                self.batch.clear();
-                window.write(&mut self.batch, &mut self.clock, now_ns.max(window.last_ns));
-                slot.last = record(number, &self.batch);
+                slot.last = record(number, window.spell(&mut self.speller, now_ns.max(window.last_ns)));
             }
         }
     }
@@ -202,13 +196,13 @@ impl Window {
         journal::fits_slot(self.kind.len() + REST)
     }
 
-    fn write(&self, batch: &mut Batch, clock: &mut InstantText, time_ns: u64) {
+    fn spell<'s>(&self, speller: &'s mut Speller, time_ns: u64) -> Pieces<'s> {
         let (head, subject) = self.kind.split_at(self.head_end);
         let templates: Vec<&str> = self.templates.iter().map(|template| &**template).collect();
-        batch.summary((head, subject), clock, time_ns, |m| {
+        speller.summary((head, subject), time_ns, |m| {
             m.number("count", self.count);
-            m.plain("first", |out| InstantText::new().write(out, self.first_ns));
-            m.plain("last", |out| InstantText::new().write(out, self.last_ns));
+            m.plain("first", |out| InstantText::default().write(out, self.first_ns));
+            m.plain("last", |out| InstantText::default().write(out, self.last_ns));
             if self.more_templates {
                 m.flag("more_templates", true);
             }
@@ -216,15 +210,15 @@ impl Window {
             if !templates.is_empty() {
                 m.texts("templates", &templates);
             }
-        });
+        })
     }
 }
 
 /// Writes the members that are the same for all denials of a kind; gives where those before `id` end.
 fn write_kind(out: &mut Vec<u8>, denial: &Denial<'_>) -> usize {
-    out.extend_from_slice(denial.conn.0.origin.as_bytes());
+    out.extend_from_slice(denial.conn.origin.as_bytes());
     encode::decision(&mut Members::new(out), &denial.decision, denial.policy);
     let head_end = out.len();
-    out.extend_from_slice(denial.conn.0.subject.as_bytes());
+    out.extend_from_slice(denial.conn.subject().as_bytes());
     head_end
 }

@@ -1,18 +1,20 @@
-//! Turns events into canonical JSON, in pieces around the members `id`, `instance` and what connections have in common.
+//! Spells events out as canonical JSON, in pieces around the members `id`, `instance` and what connections have in common.
 //!
 //! Owns the order of members (RFC 8785 section 3.2.3: chain, checkpoint, close, conn, decision, gap, http | id, instance | open, policy,
-//! quarantine, request, response, schema, subject, summary, svid, time, type). A worker encodes the pieces; the writer, who alone
-//! knows the sequence number, puts `chain` before, `id` and `instance` between. Knows nothing of files or hashes.
+//! quarantine, request, response, schema, subject, summary, svid, time, type). The writer, who alone knows the sequence number, puts `chain`
+//! before, `id` and `instance` between. Knows nothing of files or hashes.
 
 use super::binding::Binding;
+use super::brief::{Brief, Request};
 use super::clock::InstantText;
 use super::event::{
-    AccessComplete, AccessDecision, ConnFragment, ConnRejected, ControlEvent, Decision, EVENT_TYPES,
-    HttpFacts, InstanceFacts, PolicyFragment, PostureFacts,
+    ConnFragment, ConnRejected, ControlEvent, Decision, EVENT_TYPES, HttpFacts, InstanceFacts, PolicyFragment,
+    PostureFacts, ResponseFacts,
 };
-use super::frame::{Batch, Begun};
+use super::frame::Told;
 use super::json::Members;
 use super::pseudonym::Pseudonym;
+use super::route::HOLE;
 
 /// The schema that every event names.
 pub(crate) const SCHEMA: &str = "phiward.audit/1";
@@ -21,85 +23,108 @@ const SCHEMA_MEMBER: &[u8] = br#""schema":"phiward.audit/1","#;
 /// The most path parameters that an event holds; see `json::MAX_STRING`.
 const MAX_PARAMS: usize = 64;
 
-impl Batch {
-    pub(crate) fn decision(&mut self, ev: &AccessDecision<'_>, clock: &mut InstantText) {
-        let mut event = self.begin(Some(ev.conn));
-        let mut head = Members::new(event.out());
-        decision(&mut head, &ev.decision, ev.policy);
-        if !ev.http.version.is_empty() {
-            head.object("http", |m| http(m, &ev.http));
-        }
-        event.head_ends();
-        request(&mut Members::new(event.out()), ev.request_id, ev.trace_id);
-        end(event, b"", clock, ev.time_unix_ns, "access.decision");
+/// An event that is spelled out, around the members `id` and `instance`, wherever it stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pieces<'a> {
+    /// Before `id`.
+    pub(crate) head: [&'a [u8]; 2],
+    /// After `instance`.
+    pub(crate) tail: [&'a [u8]; 3],
+}
+
+/// The same, on its own and in two pieces.
+pub(crate) type Event = (Vec<u8>, Vec<u8>);
+
+/// Spells out one event after the other, each where the one before was.
+#[derive(Default)]
+pub(crate) struct Speller {
+    bytes: Vec<u8>,
+    /// What stands after `instance` begins here.
+    tail: usize,
+    /// What stands after `subject` begins here.
+    after_subject: usize,
+    clock: InstantText,
+}
+
+impl<'a> Pieces<'a> {
+    pub(crate) fn of((head, tail): &'a Event) -> Self {
+        Self { head: [head, b""], tail: [tail, b"", b""] }
     }
 
-    pub(crate) fn complete(&mut self, ev: &AccessComplete<'_>, clock: &mut InstantText) {
-        let mut event = self.begin(Some(ev.conn));
-        event.head_ends();
-        let mut tail = Members::new(event.out());
-        request(&mut tail, ev.request_id, ev.trace_id);
-        tail.object("response", |m| {
-            m.flag("aborted", ev.response.aborted);
-            m.number("duration_us", ev.response.duration_us);
-            m.text_opt("reason", ev.response.reason);
-            m.number("request_bytes", ev.response.request_bytes);
-            m.number("response_bytes", ev.response.response_bytes);
-            if ev.response.status != 0 {
-                m.number("status", u64::from(ev.response.status));
+    pub(crate) fn to_event(self) -> Event {
+        (self.head.concat(), self.tail.concat())
+    }
+}
+
+impl Speller {
+    /// An event as it was recorded; `None` where no worker has written it.
+    pub(crate) fn told<'s>(&'s mut self, told: &Told<'s>) -> Option<Pieces<'s>> {
+        self.begin();
+        match Brief::of(told)? {
+            Brief::Whole { head, tail } => return Some(Pieces { head: [b"", head], tail: [tail, b"", b""] }),
+            Brief::Decision { request, pseudonyms } => {
+                self.fill(told.route[0], pseudonyms)?;
+                self.head_ends();
+                self.request(&request);
+                self.end(b"", request.time_unix_ns, "access.decision");
             }
-        });
-        end(event, b"", clock, ev.time_unix_ns, "access.complete");
+            Brief::Complete { request, response } => {
+                self.head_ends();
+                self.request(&request);
+                self.response(&response);
+                self.end(b"", request.time_unix_ns, "access.complete");
+            }
+        }
+        Some(self.pieces(told.conn))
     }
 
-    pub(crate) fn conn_rejected(
-        &mut self,
-        ev: &ConnRejected<'_>,
-        conn: &ConnFragment,
-        clock: &mut InstantText,
-    ) {
-        let mut event = self.begin(Some(conn));
-        decision(&mut Members::new(event.out()), &ev.decision(), None);
-        event.head_ends();
-        end(event, b"", clock, ev.time_unix_ns, "conn.rejected");
+    /// A connection that was rejected.
+    pub(crate) fn rejected<'s>(&'s mut self, ev: &ConnRejected<'_>, conn: &'s ConnFragment) -> Pieces<'s> {
+        self.begin();
+        decision(&mut Members::new(&mut self.bytes), &ev.decision(), None);
+        self.head_ends();
+        self.end(b"", ev.time_unix_ns, "conn.rejected");
+        self.pieces([conn.common.first().as_bytes(), conn.common.second().as_bytes()])
     }
 
     /// A summary: the members before `id` and the subject as they were encoded before, and what was counted.
     pub(crate) fn summary(
         &mut self,
         (head, subject): (&[u8], &[u8]),
-        clock: &mut InstantText,
         time: u64,
         counted: impl FnOnce(&mut Members<'_>),
-    ) {
-        let mut event = self.begin(None);
-        event.out().extend_from_slice(head);
-        event.head_ends();
+    ) -> Pieces<'_> {
+        self.begin();
+        self.bytes.extend_from_slice(head);
+        self.head_ends();
         let mut middle = subject.to_vec();
         Members::new(&mut middle).object("summary", counted);
-        end(event, &middle, clock, time, "audit.summary");
+        self.end(&middle, time, "audit.summary");
+        self.pieces([b""; 2])
     }
 
-    pub(crate) fn control(&mut self, ev: &ControlEvent, clock: &mut InstantText) {
-        let mut event = self.begin(None);
-        event.head_ends();
+    /// What the control thread tells.
+    pub(crate) fn control(&mut self, ev: &ControlEvent) -> Pieces<'_> {
+        self.begin();
+        self.head_ends();
+        let out = &mut self.bytes;
         match ev {
             ControlEvent::PolicyLoaded { time_unix_ns, revision, sha256 } => {
-                Members::new(event.out()).object("policy", |m| {
+                Members::new(out).object("policy", |m| {
                     m.text_opt("revision", revision.as_deref());
                     m.text("sha256", sha256);
                 });
-                end(event, b"", clock, *time_unix_ns, "policy.loaded");
+                self.end(b"", *time_unix_ns, "policy.loaded");
             }
             ControlEvent::PolicyShadow { time_unix_ns, revision, sha256 } => {
-                Members::new(event.out()).object("policy", |m| {
+                Members::new(out).object("policy", |m| {
                     m.text("revision", revision);
                     m.text("sha256", sha256);
                 });
-                end(event, b"", clock, *time_unix_ns, "policy.shadow");
+                self.end(b"", *time_unix_ns, "policy.shadow");
             }
             ControlEvent::PolicyRefused { time_unix_ns, sha256, errors, first_at } => {
-                Members::new(event.out()).object("policy", |m| {
+                Members::new(out).object("policy", |m| {
                     if let Some((_, column)) = first_at {
                         m.number("column", *column);
                     }
@@ -109,29 +134,31 @@ impl Batch {
                     }
                     m.text_opt("sha256", sha256.as_deref());
                 });
-                end(event, b"", clock, *time_unix_ns, "policy.refused");
+                self.end(b"", *time_unix_ns, "policy.refused");
             }
             ControlEvent::IdentityRotated { time_unix_ns, spiffe_id, cert_sha256, not_after_unix_s } => {
                 let mut svid = Vec::with_capacity(256);
                 Members::new(&mut svid).object("svid", |m| {
                     m.text("cert_sha256", cert_sha256);
                     let not_after = not_after_unix_s.saturating_mul(1_000_000_000);
-                    m.plain("not_after", |out| InstantText::new().write(out, not_after));
+                    m.plain("not_after", |out| InstantText::default().write(out, not_after));
                     m.text("spiffe_id", spiffe_id);
                 });
-                end(event, &svid, clock, *time_unix_ns, "identity.rotated");
+                self.end(&svid, *time_unix_ns, "identity.rotated");
             }
             ControlEvent::IdentityLost { time_unix_ns, reason } => {
                 let mut svid = Vec::with_capacity(64);
                 Members::new(&mut svid).object("svid", |m| m.text("reason", reason));
-                end(event, &svid, clock, *time_unix_ns, "identity.lost");
+                self.end(&svid, *time_unix_ns, "identity.lost");
             }
         }
+        self.pieces([b""; 2])
     }
 
-    pub(crate) fn trail(&mut self, ev: &TrailEvent, clock: &mut InstantText, now_unix_ns: u64) {
-        let mut event = self.begin(None);
-        let out = event.out();
+    /// What the trail tells of itself.
+    pub(crate) fn trail(&mut self, ev: &TrailEvent, now_unix_ns: u64) -> Pieces<'_> {
+        self.begin();
+        let out = &mut self.bytes;
         match ev {
             TrailEvent::Checkpoint(sealed) => Members::new(out).object("checkpoint", |m| sealed.write(m)),
             TrailEvent::Close { reason, checkpoint } => Members::new(out).object("close", |m| {
@@ -146,14 +173,15 @@ impl Batch {
             Members::new(out).object("gap", |m| {
                 m.number("allowed", *allowed);
                 m.number("denied", *denied);
-                m.plain("from", |out| InstantText::new().write(out, *from_unix_ns));
-                m.plain("to", |out| InstantText::new().write(out, *to_unix_ns));
+                m.plain("from", |out| InstantText::default().write(out, *from_unix_ns));
+                m.plain("to", |out| InstantText::default().write(out, *to_unix_ns));
             });
         }
-        event.head_ends();
+        self.head_ends();
+        let out = &mut self.bytes;
         let kind = match ev {
             TrailEvent::Open { recovery, lost_bytes, recovered, previous, key, tls } => {
-                Members::new(event.out()).object("open", |m| {
+                Members::new(out).object("open", |m| {
                     m.text_opt("checkpoint_key", key.as_ref().map(|key| key.verifier.as_str()));
                     if *lost_bytes > 0 {
                         m.number("lost_bytes", *lost_bytes);
@@ -187,7 +215,7 @@ impl Batch {
                 "audit.open"
             }
             TrailEvent::Quarantine { sink, reason, status, first_id, last_id, events } => {
-                Members::new(event.out()).object("quarantine", |m| {
+                Members::new(out).object("quarantine", |m| {
                     m.number("events", *events);
                     m.text("first_id", first_id);
                     m.text("last_id", last_id);
@@ -203,24 +231,71 @@ impl Batch {
             TrailEvent::Close { .. } => "audit.close",
             TrailEvent::Gap { .. } => "audit.gap",
         };
-        end(event, b"", clock, now_unix_ns, kind);
+        self.end(b"", now_unix_ns, kind);
+        self.pieces([b""; 2])
     }
-}
 
-/// Ends an event with the members that all end with; `summary_or_svid`, and a subject that is not of a connection, stand between `schema` and
-/// `time` in canonical order.
-fn end(mut event: Begun<'_>, summary_or_svid: &[u8], clock: &mut InstantText, time: u64, kind: &'static str) {
-    debug_assert!(EVENT_TYPES.contains(&kind), "{kind} is not in the schema");
-    event.out().extend_from_slice(SCHEMA_MEMBER);
-    event.subject_belongs_here();
-    let out = event.out();
-    out.extend_from_slice(summary_or_svid);
-    out.extend_from_slice(b"\"time\":\"");
-    clock.write(out, time);
-    out.extend_from_slice(b"\",\"type\":\"");
-    out.extend_from_slice(kind.as_bytes());
-    out.extend_from_slice(b"\"}");
-    event.end();
+    fn begin(&mut self) {
+        self.bytes.clear();
+    }
+
+    /// What follows stands after `instance`.
+    fn head_ends(&mut self) {
+        self.tail = self.bytes.len();
+    }
+
+    /// Writes what a way says, with the pseudonyms in its holes. `None` where there are more of the ones or of the others.
+    fn fill(&mut self, route: &[u8], pseudonyms: &[[u8; Pseudonym::BYTES]]) -> Option<()> {
+        let (mut rest, mut pseudonyms) = (route, pseudonyms.iter());
+        while let Some(hole) = memchr::memchr(HOLE, rest) {
+            self.bytes.extend_from_slice(&rest[..hole]);
+            Pseudonym::from_bytes(*pseudonyms.next()?).write(&mut self.bytes);
+            rest = &rest[hole + 1..];
+        }
+        self.bytes.extend_from_slice(rest);
+        pseudonyms.next().is_none().then_some(())
+    }
+
+    fn request(&mut self, request: &Request<'_>) {
+        Members::new(&mut self.bytes).object("request", |m| {
+            m.text("id", request.id);
+            m.text_opt("trace_id", request.trace_id);
+        });
+    }
+
+    fn response(&mut self, response: &ResponseFacts<'_>) {
+        Members::new(&mut self.bytes).object("response", |m| {
+            m.flag("aborted", response.aborted);
+            m.number("duration_us", response.duration_us);
+            m.text_opt("reason", response.reason);
+            m.number("request_bytes", response.request_bytes);
+            m.number("response_bytes", response.response_bytes);
+            if response.status != 0 {
+                m.number("status", u64::from(response.status));
+            }
+        });
+    }
+
+    /// Ends an event with the members that all end with; `summary_or_svid`, and a subject that is not of a connection, stand between `schema`
+    /// and `time` in canonical order.
+    fn end(&mut self, summary_or_svid: &[u8], time: u64, kind: &'static str) {
+        debug_assert!(EVENT_TYPES.contains(&kind), "{kind} is not in the schema");
+        let out = &mut self.bytes;
+        out.extend_from_slice(SCHEMA_MEMBER);
+        self.after_subject = out.len();
+        out.extend_from_slice(summary_or_svid);
+        out.extend_from_slice(b"\"time\":\"");
+        self.clock.write(out, time);
+        out.extend_from_slice(b"\",\"type\":\"");
+        out.extend_from_slice(kind.as_bytes());
+        out.extend_from_slice(b"\"}");
+    }
+
+    fn pieces<'s>(&'s self, [conn, subject]: [&'s [u8]; 2]) -> Pieces<'s> {
+        let (head, rest) = self.bytes.split_at(self.tail);
+        let (tail, after_subject) = rest.split_at(self.after_subject - self.tail);
+        Pieces { head: [conn, head], tail: [tail, subject, after_subject] }
+    }
 }
 
 /// The events that the trail writes about itself.
@@ -326,48 +401,42 @@ pub(crate) fn decision(m: &mut Members<'_>, decision: &Decision<'_>, policy: Opt
     });
 }
 
-fn request(m: &mut Members<'_>, id: &str, trace_id: Option<&str>) {
-    m.object("request", |m| {
-        m.text("id", id);
-        m.text_opt("trace_id", trace_id);
+/// The member `http`, if it is one, with what `hole` writes for each pseudonym; gives the order of the parameters'.
+pub(crate) fn http(m: &mut Members<'_>, facts: &HttpFacts<'_>, hole: fn(&mut Vec<u8>)) -> Box<[u8]> {
+    if !facts.is_said() {
+        return Box::default();
+    }
+    let order = in_order(facts.params);
+    m.object("http", |m| {
+        m.text_opt("host", facts.host);
+        if facts.host_h.is_some() {
+            m.plain("host_h", hole);
+        }
+        m.text_opt("method", facts.method);
+        if !order.is_empty() {
+            let names = order.iter().filter_map(|at| facts.params.get(usize::from(*at)));
+            m.object("params", |m| names.for_each(|(name, _)| m.plain_dynamic(name, hole)));
+        }
+        if !facts.query_names.is_empty() {
+            m.texts("query_names", &facts.query_names[..facts.query_names.len().min(MAX_PARAMS)]);
+        }
+        m.text_opt("service", facts.service);
+        if facts.target_h.is_some() {
+            m.plain("target_h", hole);
+        }
+        m.text_opt("template", facts.template);
+        m.code("version", facts.version);
     });
+    order
 }
 
-fn http(m: &mut Members<'_>, facts: &HttpFacts<'_>) {
-    m.text_opt("host", facts.host);
-    if let Some(host) = facts.host_h {
-        m.plain("host_h", |out| host.write(out));
-    }
-    m.text_opt("method", facts.method);
-    if !facts.params.is_empty() {
-        m.object("params", |m| params(m, facts.params));
-    }
-    if !facts.query_names.is_empty() {
-        m.texts("query_names", &facts.query_names[..facts.query_names.len().min(MAX_PARAMS)]);
-    }
-    m.text_opt("service", facts.service);
-    if let Some(target) = facts.target_h {
-        m.plain("target_h", |out| target.write(out));
-    }
-    m.text_opt("template", facts.template);
-    m.code("version", facts.version);
-}
-
-/// Writes the first [`MAX_PARAMS`] parameters by name, each name once: the next greater name is looked for each time, which for the handful of
-/// parameters of a path is cheaper than a sorted copy and allocates nothing.
-fn params(m: &mut Members<'_>, params: &[(&str, Pseudonym)]) {
-    let params = &params[..params.len().min(MAX_PARAMS)];
-    let mut last: Option<&str> = None;
-    let by_utf16 = |a: &str, b: &str| a.encode_utf16().cmp(b.encode_utf16());
-    loop {
-        let next = params
-            .iter()
-            .filter(|(name, _)| last.is_none_or(|last| by_utf16(name, last).is_gt()))
-            .min_by(|a, b| by_utf16(a.0, b.0));
-        let Some((name, pseudonym)) = next else { break };
-        m.plain_dynamic(name, |out| pseudonym.write(out));
-        last = Some(name);
-    }
+/// The places of the first [`MAX_PARAMS`] parameters by name, each name once.
+fn in_order(params: &[(&str, Pseudonym)]) -> Box<[u8]> {
+    let name = |at: &u8| params[usize::from(*at)].0;
+    let mut order: Vec<u8> = (0..params.len().min(MAX_PARAMS) as u8).collect();
+    order.sort_by(|a, b| name(a).encode_utf16().cmp(name(b).encode_utf16())); // stable: the first of a name comes first
+    order.dedup_by(|a, b| name(a) == name(b));
+    order.into()
 }
 
 #[cfg(test)]

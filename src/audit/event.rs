@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use rustls::sign::CertifiedKey;
 
+use super::frame::Common;
 use super::json::Members;
 use super::pseudonym::Pseudonym;
 
@@ -121,14 +122,11 @@ pub struct SubjectFacts<'a> {
 
 /// The members `conn` and `subject`, encoded once a connection. Clones share them.
 #[derive(Debug, Clone)]
-pub struct ConnFragment(pub(super) Arc<ConnMembers>);
-
-#[derive(Debug)]
-pub(super) struct ConnMembers {
-    pub(super) conn: Box<str>,
-    pub(super) subject: Box<str>,
+pub struct ConnFragment {
+    /// `conn`, and `subject`.
+    pub(super) common: Common,
     /// The member `conn` of a summary, which many connections have a part in.
-    pub(super) origin: Box<str>,
+    pub(super) origin: Arc<str>,
 }
 
 impl ConnFragment {
@@ -160,12 +158,11 @@ impl ConnFragment {
                 });
             }
         });
-        Self(Arc::new(ConnMembers { conn, subject, origin }))
+        Self { common: Common::new(conn, subject), origin: origin.into() }
     }
 
-    /// Whether it is a clone of the other.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+    pub(super) fn subject(&self) -> &str {
+        self.common.second()
     }
 }
 
@@ -225,6 +222,13 @@ pub struct HttpFacts<'a> {
     pub version: &'static str,
 }
 
+impl HttpFacts<'_> {
+    /// Whether it is HTTP.
+    pub(super) fn is_said(&self) -> bool {
+        !self.version.is_empty()
+    }
+}
+
 /// The decision and the reason for it.
 #[derive(Debug, Clone, Copy)]
 pub struct Decision<'a> {
@@ -263,12 +267,12 @@ pub struct AccessComplete<'a> {
     /// The connection it came on.
     pub conn: &'a ConnFragment,
     /// The answer.
-    pub response: ResponseFacts,
+    pub response: ResponseFacts<'a>,
 }
 
 /// How a request ended.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct ResponseFacts {
+pub struct ResponseFacts<'a> {
     /// The status the peer was given; 0 (left out of the event) when it was given none.
     pub status: u16,
     /// Bytes of the request's body that were forwarded.
@@ -280,7 +284,7 @@ pub struct ResponseFacts {
     /// Whether either side left before the end.
     pub aborted: bool,
     /// Why phiward itself answered or cut it, such as `upstream_connect`.
-    pub reason: Option<&'static str>,
+    pub reason: Option<&'a str>,
 }
 
 /// `conn.rejected`: a connection that never became an authenticated exchange.

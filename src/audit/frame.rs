@@ -1,121 +1,150 @@
-//! Encoded events on their way from a worker to the writer, and how a frame of the journal has them.
+//! Events on their way from a worker to the writer, and how a frame of the journal has them.
 //!
-//! Owns the batch and the layout of its events. Those of a turn stand in it as a frame, so that they are written to the journal from
-//! where they are; and what all requests of a connection have in common stands in a frame once, and is else only named: it is a third of
-//! what an event says. Knows nothing of what events say, and of a frame's head only how long it is.
+//! Owns the batch and the layout of its frames. Those of a turn stand in it as a frame, so that they are written to the journal from
+//! where they are; and what many events have in common stands in a frame once, and is else only named. The writer reads a batch as a start
+//! reads what a killed process left in its journal. Knows nothing of what events say, and of a frame's head only how long it is.
 
-use super::event::ConnFragment;
+use std::sync::Arc;
 
 /// What a busy worker gathers before it sends it to the writer (see `recorder`), and some more.
 const KEPT_BYTES: usize = 192 * 1024;
 /// The head of a frame, which the journal fills in: magic, length of what follows the head, checksum of all after it, number of
 /// events, number of the last one.
 pub(crate) const FRAME_HEAD: usize = 24;
-/// The head of an event: the number of its connection in the frame, and the lengths of what stands before `id`, from `instance` to where
-/// `subject` belongs, and after that. A connection that has the next number follows at once, behind the lengths of its `conn` and `subject`.
-const EVENT_HEAD: usize = 16;
-/// The lengths before a connection's members.
-const CONN_HEAD: usize = 8;
-/// The number of the connection of an event that is of none.
-const NO_CONN: u32 = u32::MAX;
-/// So many connections are looked through for one that is in the batch already: some nanoseconds each.
+/// The head of an event: the numbers in the frame of what it has in common with others of its connection and of its way, and the length of the
+/// rest. What has the next number follows at once, behind the lengths of its texts.
+const EVENT_HEAD: usize = 12;
+/// The lengths before the texts of what is named.
+const COMMON_HEAD: usize = 8;
+/// The number of what an event has not.
+const NONE: u32 = u32::MAX;
+/// So many are looked through for one that is named in the batch already: some nanoseconds each.
 const LOOKED_THROUGH: usize = 64;
 
-/// What an event says around the members `id` and `instance`, whoever holds it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Pieces<'a> {
-    /// Before `id`.
-    pub(crate) head: [&'a [u8]; 2],
-    /// After `instance`.
-    pub(crate) tail: [&'a [u8]; 3],
+/// Two texts that many events have in common. Clones share them.
+#[derive(Debug, Clone)]
+pub(crate) struct Common(Arc<[Box<str>; 2]>);
+
+/// An event as a frame has it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Told<'f> {
+    /// What it has in common with others of its connection; two empty texts where it is of none.
+    pub(crate) conn: [&'f [u8]; 2],
+    /// The same of its way.
+    pub(crate) route: [&'f [u8]; 2],
+    /// What only it says.
+    pub(crate) own: &'f [u8],
 }
 
-/// The same, on its own and in two pieces.
-pub(crate) type Event = (Vec<u8>, Vec<u8>);
-
-/// Encoded events that travel to the writer together.
+/// Events that travel to the writer together.
 #[derive(Default)]
 pub(crate) struct Batch {
     bytes: Vec<u8>,
-    cuts: Vec<Cut>,
-    conns: Vec<Conn>,
-    /// The length of all events, each with what it has in common with others.
-    spelled_out: u64,
-    /// The frame that is not journaled.
+    events: u64,
+    known: Vec<Known>,
+    /// The frames that [`Batch::frame`] has given.
+    given: Vec<Frame>,
+    /// The one that it has not.
     frame: Option<Frame>,
-    /// How many frames were begun before it.
-    frames: u32,
 }
 
-/// Where the parts of an event are, each up to the next.
-#[derive(Clone, Copy)]
-struct Cut {
-    /// Its place in the list of connections.
-    conn: u32,
-    head: u32,
-    tail: u32,
-    after_subject: u32,
-    end: u32,
-}
-
-struct Conn {
-    members: ConnFragment,
+struct Known {
+    common: Common,
     /// The last frame that it is in, and its number there.
-    frame: u32,
+    frame: usize,
     number: u32,
 }
 
+#[derive(Clone, Copy)]
 struct Frame {
     from: usize,
     events: u32,
-    conns: u32,
+    commons: u32,
+}
+
+impl Common {
+    pub(crate) fn new(first: Box<str>, second: Box<str>) -> Self {
+        Self(Arc::new([first, second]))
+    }
+
+    pub(crate) fn first(&self) -> &str {
+        &self.0[0]
+    }
+
+    pub(crate) fn second(&self) -> &str {
+        &self.0[1]
+    }
+
+    /// Whether it is a clone of the other.
+    fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 impl Batch {
     pub(crate) fn events(&self) -> u64 {
-        self.cuts.len() as u64
+        self.events
     }
 
-    /// The length of all events as they were recorded.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.spelled_out
-    }
-
-    /// How many bytes they are here, and in the journal.
-    pub(crate) fn encoded(&self) -> usize {
+    /// How many bytes they are, here and in the journal.
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes.len()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.cuts.is_empty()
+        self.events == 0
     }
 
     /// Makes the buffers empty, and small again after a burst.
     pub(crate) fn clear(&mut self) {
         self.bytes.clear();
         self.bytes.shrink_to(KEPT_BYTES);
-        self.cuts.clear();
-        self.cuts.shrink_to(KEPT_BYTES / 256);
-        self.conns.clear();
-        self.conns.shrink_to(KEPT_BYTES / 256);
-        (self.spelled_out, self.frame, self.frames) = (0, None, 0);
+        self.known.clear();
+        self.known.shrink_to(LOOKED_THROUGH);
+        self.given.clear();
+        (self.events, self.frame) = (0, None);
     }
 
-    /// The events in the order they were recorded.
-    pub(crate) fn pieces(&self) -> impl Iterator<Item = Pieces<'_>> {
-        let piece = |from: u32, to: u32| &self.bytes[from as usize..to as usize];
-        self.cuts.iter().map(move |cut| {
-            let members = self.conns.get(cut.conn as usize).map(|conn| &*conn.members.0);
-            let (conn, subject) = members.map_or(("", ""), |members| (&members.conn, &members.subject));
-            Pieces {
-                head: [conn.as_bytes(), piece(cut.head, cut.tail)],
-                tail: [
-                    piece(cut.tail, cut.after_subject),
-                    subject.as_bytes(),
-                    piece(cut.after_subject, cut.end),
-                ],
-            }
-        })
+    /// Adds an event of which `own` writes what only it says.
+    pub(crate) fn add(
+        &mut self,
+        conn: Option<&Common>,
+        route: Option<&Common>,
+        own: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let from = self.bytes.len();
+        let frame = self.frame.get_or_insert(Frame { from, events: 0, commons: 0 });
+        let head_at = from + if frame.events == 0 { FRAME_HEAD } else { 0 };
+        frame.events += 1;
+        self.events += 1;
+        self.bytes.resize(head_at + EVENT_HEAD, 0);
+        let [conn, route] = [conn, route].map(|common| common.map_or(NONE, |common| self.name(common)));
+        let own_at = self.bytes.len();
+        own(&mut self.bytes);
+        let length = (self.bytes.len() - own_at) as u32;
+        let head = self.bytes[head_at..head_at + EVENT_HEAD].chunks_exact_mut(4);
+        head.zip([conn, route, length]).for_each(|(place, number)| place.copy_from_slice(&number.to_le_bytes()));
+    }
+
+    /// The number in the frame, which has the texts from here on.
+    fn name(&mut self, common: &Common) -> u32 {
+        let looked_through = self.known.len().saturating_sub(LOOKED_THROUGH);
+        let known = self.known[looked_through..].iter().rposition(|known| known.common.is_same(common));
+        let at = known.map_or(self.known.len(), |at| at + looked_through);
+        if known.is_none() {
+            self.known.push(Known { common: common.clone(), frame: usize::MAX, number: 0 });
+        }
+        let known = &mut self.known[at];
+        if known.frame != self.given.len()
+            && let Some(frame) = &mut self.frame
+        {
+            (known.frame, known.number) = (self.given.len(), frame.commons);
+            frame.commons += 1;
+            let texts = [common.first().as_bytes(), common.second().as_bytes()];
+            texts.iter().for_each(|text| self.bytes.extend_from_slice(&(text.len() as u32).to_le_bytes()));
+            texts.iter().for_each(|text| self.bytes.extend_from_slice(text));
+        }
+        known.number
     }
 
     /// Whether there are events that [`Batch::frame`] has not given.
@@ -126,127 +155,46 @@ impl Batch {
     /// The events since the last time as a frame, whose head is not filled in, and how many they are. The next ones begin another.
     pub(crate) fn frame(&mut self) -> Option<(&mut [u8], u32)> {
         let frame = self.frame.take()?;
-        self.frames += 1;
+        self.given.push(frame);
         Some((&mut self.bytes[frame.from..], frame.events))
     }
 
-    /// Takes over the events of another batch.
-    pub(crate) fn append(&mut self, other: &Self) {
-        for event in other.pieces() {
-            let mut begun = self.begin(None);
-            event.head.iter().for_each(|piece| begun.out().extend_from_slice(piece));
-            begun.head_ends();
-            event.tail.iter().for_each(|piece| begun.out().extend_from_slice(piece));
-            begun.subject_belongs_here();
-            begun.end();
+    /// Gives the events in the order they were recorded. `None` when there is one that `each` does not take, or that is not as it was added.
+    pub(crate) fn read<'b>(&'b self, mut each: impl FnMut(Told<'b>) -> Option<()>) -> Option<()> {
+        for frame in self.given.iter().chain(&self.frame) {
+            read(frame.events, self.bytes.get(frame.from + FRAME_HEAD..)?, &mut each)?;
         }
-    }
-
-    /// Begins an event, of a connection if it is of one.
-    pub(crate) fn begin(&mut self, conn: Option<&ConnFragment>) -> Begun<'_> {
-        let from = self.bytes.len();
-        let frame = self.frame.get_or_insert(Frame { from, events: 0, conns: 0 });
-        let head_at = from + if frame.events == 0 { FRAME_HEAD } else { 0 };
-        frame.events += 1;
-        self.bytes.resize(head_at + EVENT_HEAD, 0);
-        let (mut at, mut number) = (NO_CONN, NO_CONN);
-        if let Some(conn) = conn {
-            (at, number) = self.name(conn);
-        }
-        self.bytes[head_at..head_at + 4].copy_from_slice(&number.to_le_bytes());
-        let head = self.bytes.len() as u32;
-        let cut = Cut { conn: at, head, tail: head, after_subject: head, end: head };
-        Begun { batch: self, head_at, cut }
-    }
-
-    /// The place of a connection in the list and its number in the frame, which has its members from here on.
-    fn name(&mut self, members: &ConnFragment) -> (u32, u32) {
-        let looked_through = self.conns.len().saturating_sub(LOOKED_THROUGH);
-        let known = self.conns[looked_through..].iter().rposition(|known| known.members.is_same(members));
-        let at = known.map_or(self.conns.len(), |at| at + looked_through);
-        if known.is_none() {
-            self.conns.push(Conn { members: members.clone(), frame: u32::MAX, number: 0 });
-        }
-        let (conn, frames) = (&mut self.conns[at], self.frames);
-        if conn.frame != frames
-            && let Some(frame) = &mut self.frame
-        {
-            (conn.frame, conn.number) = (frames, frame.conns);
-            frame.conns += 1;
-            let parts = [members.0.conn.as_bytes(), members.0.subject.as_bytes()];
-            parts.iter().for_each(|part| self.bytes.extend_from_slice(&(part.len() as u32).to_le_bytes()));
-            parts.iter().for_each(|part| self.bytes.extend_from_slice(part));
-        }
-        (at as u32, conn.number)
+        Some(())
     }
 }
 
-/// An event that is being encoded. It is none before [`Begun::end`].
-#[must_use = "an event that is not ended is not in the batch, and half of it in the frame"]
-pub(crate) struct Begun<'b> {
-    batch: &'b mut Batch,
-    head_at: usize,
-    cut: Cut,
-}
-
-impl Begun<'_> {
-    /// Where its members go.
-    pub(crate) fn out(&mut self) -> &mut Vec<u8> {
-        &mut self.batch.bytes
-    }
-
-    /// What follows stands after `instance`.
-    pub(crate) fn head_ends(&mut self) {
-        self.cut.tail = self.batch.bytes.len() as u32;
-    }
-
-    /// What follows stands after `subject`.
-    pub(crate) fn subject_belongs_here(&mut self) {
-        self.cut.after_subject = self.batch.bytes.len() as u32;
-    }
-
-    pub(crate) fn end(self) {
-        let Self { batch, head_at, mut cut } = self;
-        cut.end = batch.bytes.len() as u32;
-        let lengths = [cut.tail - cut.head, cut.after_subject - cut.tail, cut.end - cut.after_subject];
-        let places = batch.bytes[head_at + 4..head_at + EVENT_HEAD].chunks_exact_mut(4);
-        places.zip(lengths).for_each(|(place, length)| place.copy_from_slice(&length.to_le_bytes()));
-        let conn = batch.conns.get(cut.conn as usize).map(|conn| &*conn.members.0);
-        let in_common = conn.map_or(0, |members| members.conn.len() + members.subject.len());
-        batch.spelled_out += u64::from(cut.end - cut.head) + in_common as u64;
-        batch.cuts.push(cut);
-    }
-}
-
-impl<'a> Pieces<'a> {
-    pub(crate) fn of((head, tail): &'a Event) -> Self {
-        Self { head: [head, b""], tail: [tail, b"", b""] }
-    }
-
-    pub(crate) fn to_event(self) -> Event {
-        (self.head.concat(), self.tail.concat())
-    }
-}
-
-/// The first `count` events after a frame's head; `None` if they are not what a batch has written.
-pub(crate) fn events(count: u32, mut rest: &[u8]) -> Option<Vec<Event>> {
-    let (mut events, mut conns): (_, Vec<(&[u8], &[u8])>) = (Vec::new(), Vec::new());
+/// Gives the first `count` events after a frame's head in their order. `None` when there is one that `each` does not take, or that no batch has
+/// written.
+pub(crate) fn read<'f>(
+    count: u32,
+    mut rest: &'f [u8],
+    mut each: impl FnMut(Told<'f>) -> Option<()>,
+) -> Option<()> {
+    let mut known: Vec<[&[u8]; 2]> = Vec::new();
     for _ in 0..count {
-        let ([number, lengths @ ..], after) = numbers::<{ EVENT_HEAD / 4 }>(rest)?;
+        let ([conn, route, length], after) = numbers::<{ EVENT_HEAD / 4 }>(rest)?;
         rest = after;
-        if number as usize == conns.len() {
-            let (lengths, after) = numbers::<{ CONN_HEAD / 4 }>(rest)?;
-            let ([conn, subject], after) = parts(lengths, after)?;
-            conns.push((conn, subject));
-            rest = after;
+        let mut texts: [[&[u8]; 2]; 2] = Default::default();
+        for (texts, number) in texts.iter_mut().zip([conn, route]).filter(|(_, number)| *number != NONE) {
+            if number as usize == known.len() {
+                let (lengths, after) = numbers::<{ COMMON_HEAD / 4 }>(rest)?;
+                let (common, after) = parts(lengths, after)?;
+                known.push(common);
+                rest = after;
+            }
+            *texts = *known.get(number as usize)?;
         }
-        let (conn, subject) =
-            if number == NO_CONN { Default::default() } else { *conns.get(number as usize)? };
-        let ([head, tail, after_subject], after) = parts(lengths, rest)?;
-        events.push(Pieces { head: [conn, head], tail: [tail, subject, after_subject] }.to_event());
+        let [conn, route] = texts;
+        let ([own], after) = parts([length], rest)?;
+        each(Told { conn, route, own })?;
         rest = after;
     }
-    Some(events)
+    Some(())
 }
 
 /// The numbers at the beginning, and what follows.
@@ -271,89 +219,85 @@ fn parts<const N: usize>(lengths: [u32; N], mut rest: &[u8]) -> Option<([&[u8]; 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::clock::InstantText;
-    use crate::audit::event::{AccessComplete, ConnFacts, Direction, ResponseFacts, SubjectFacts};
 
-    fn conn(number: usize) -> ConnFragment {
-        let id = format!("spiffe://hospital.local/web-{number}");
-        ConnFragment::new(&ConnFacts {
-            direction: Direction::Inbound,
-            listener: "api",
-            peer: "10.2.0.9".parse().unwrap(),
-            destination: None,
-            service: None,
-            tls: None,
-            subject: Some(SubjectFacts { spiffe_id: &id, cert_sha256: "ab" }),
-        })
+    type Owned = ([Vec<u8>; 2], [Vec<u8>; 2], Vec<u8>);
+
+    fn common(what: &str, number: usize) -> Common {
+        Common::new(format!("{what} {number}'s beginning").into(), format!("{what} {number}'s end").into())
     }
 
-    fn complete(batch: &mut Batch, conn: &ConnFragment, id: &str) {
-        let response = ResponseFacts { status: 200, ..ResponseFacts::default() };
-        let ev = AccessComplete { time_unix_ns: 1, request_id: id, trace_id: None, conn, response };
-        batch.complete(&ev, &mut InstantText::new());
+    fn owned(told: Told<'_>) -> Owned {
+        (told.conn.map(<[u8]>::to_vec), told.route.map(<[u8]>::to_vec), told.own.to_vec())
+    }
+
+    fn of_batch(batch: &Batch) -> Vec<Owned> {
+        let mut events = Vec::new();
+        batch.read(|told| Some(events.push(owned(told)))).unwrap();
+        events
     }
 
     /// The events of the frame that a batch has now, as they are read back.
-    fn read(batch: &mut Batch) -> Vec<Event> {
+    fn of_frame(batch: &mut Batch) -> Vec<Owned> {
         let (frame, count) = batch.frame().unwrap();
-        events(count, &frame[FRAME_HEAD..]).unwrap()
+        let mut events = Vec::new();
+        read(count, &frame[FRAME_HEAD..], |told| Some(events.push(owned(told)))).unwrap();
+        events
     }
 
-    /// If this fails, a killed process' events come back with the connection of another caller.
+    /// If this fails, an event is told of another caller's connection or by another's right, by the writer or after a kill.
     #[test]
-    fn each_event_has_its_connection_in_whatever_frame_it_is() {
-        for connections in [1, 3, LOOKED_THROUGH + 1] {
-            let conns: Vec<_> = (0..connections).map(conn).collect();
-            let (mut batch, mut recorded) = (Batch::default(), Vec::new());
+    fn each_event_has_its_connection_and_its_way_in_whatever_frame_it_is() {
+        for number in [1, 3, LOOKED_THROUGH + 1] {
+            let [conns, ways] = ["conn", "way"].map(|what| (0..number).map(|at| common(what, at)).collect::<Vec<_>>());
+            let texts = |common: Option<&Common>| {
+                common.map_or_else(Default::default, |common| {
+                    [common.first().as_bytes().to_vec(), common.second().as_bytes().to_vec()]
+                })
+            };
+            let (mut batch, mut in_frames, mut added) = (Batch::default(), Vec::new(), Vec::new());
             for turn in 0..4 {
-                for number in 0..2 * connections {
-                    complete(&mut batch, &conns[(number * 7 + turn) % connections], "one");
+                for at in 0..3 * number {
+                    let conn = (at % 5 != 4).then(|| &conns[(at * 7 + turn) % number]);
+                    let way = (at % 2 == 0).then(|| &ways[(at * 5 + turn) % number]);
+                    let own = vec![at as u8; at % 4];
+                    batch.add(conn, way, |out| out.extend_from_slice(&own));
+                    added.push((texts(conn), texts(way), own));
                 }
-                batch.trail(
-                    &crate::audit::encode::TrailEvent::Gap {
-                        from_unix_ns: 1,
-                        to_unix_ns: 2,
-                        allowed: 3,
-                        denied: 4,
-                    },
-                    &mut InstantText::new(),
-                    5,
-                );
-                recorded.extend(read(&mut batch));
+                if turn < 3 {
+                    in_frames.extend(of_frame(&mut batch));
+                }
             }
-            let said: Vec<_> = batch.pieces().map(Pieces::to_event).collect();
-            assert!(recorded == said, "{connections} connections");
-            let lengths = said.iter().map(|(head, tail)| (head.len() + tail.len()) as u64);
-            assert_eq!(batch.bytes(), lengths.sum::<u64>());
-            let named = |number: usize| format!("web-{number}\"").into_bytes();
-            let of =
-                |event: &Event, number| event.1.windows(named(number).len()).any(|at| at == named(number));
-            assert!(of(&said[0], 0) && of(&said[1], 7 % connections));
+            assert!(of_batch(&batch) == added, "{number} of each, in a batch whose last frame was not given");
+            in_frames.extend(of_frame(&mut batch));
+            assert!(in_frames == added && of_batch(&batch) == added, "{number} of each");
+            assert_eq!(batch.events(), added.len() as u64);
         }
     }
 
-    /// If this fails, a worker copies into each event what a frame needs once, or a batch that is used again names connections that are gone.
+    /// If this fails, a worker copies into each event what a frame needs once, or a batch that is used again names what is gone.
     #[test]
-    fn a_connection_stands_once_in_a_frame() {
-        let (mut batch, conn) = (Batch::default(), conn(1));
+    fn what_is_in_common_stands_once_in_a_frame() {
+        let (mut batch, conn, way) = (Batch::default(), common("conn", 1), common("way", 1));
         for _ in 0..2 {
             for _ in 0..2 {
-                (0..10).for_each(|_| complete(&mut batch, &conn, "one"));
+                (0..10).for_each(|_| batch.add(Some(&conn), Some(&way), |out| out.push(1)));
                 let (frame, _) = batch.frame().unwrap();
-                let subject = conn.0.subject.as_bytes();
-                assert_eq!(frame.windows(subject.len()).filter(|at| *at == subject).count(), 1);
+                for text in [conn.first(), conn.second(), way.first(), way.second()] {
+                    assert_eq!(frame.windows(text.len()).filter(|at| *at == text.as_bytes()).count(), 1);
+                }
             }
-            assert_eq!(batch.conns.len(), 1);
+            assert_eq!(batch.known.len(), 2);
             batch.clear();
-            assert!(batch.is_empty() && batch.conns.is_empty() && batch.bytes() == 0 && !batch.has_frame());
+            assert!(batch.is_empty() && batch.known.is_empty() && batch.bytes() == 0 && !batch.has_frame());
         }
     }
 
     /// If this fails, a damaged journal makes the start panic.
     #[test]
     fn no_bytes_make_reading_panic() {
-        let mut batch = Batch::default();
-        [conn(0), conn(1)].iter().cycle().take(6).for_each(|conn| complete(&mut batch, conn, "one"));
+        let (mut batch, conns) = (Batch::default(), [common("conn", 0), common("conn", 1)]);
+        let way = common("way", 0);
+        conns.iter().cycle().take(6).for_each(|conn| batch.add(Some(conn), Some(&way), |out| out.extend([7; 9])));
         let whole = batch.frame().unwrap().0[FRAME_HEAD..].to_vec();
         let mut random = fastrand::Rng::with_seed(3);
         for _ in 0..20_000 {
@@ -363,7 +307,7 @@ mod tests {
                 damaged[at] = random.u8(..);
             }
             damaged.truncate(random.usize(..=damaged.len()).max(random.usize(..=damaged.len())));
-            let _ = events(6, &damaged); // whatever it is, it is no panic
+            let _ = read(6, &damaged, |_| Some(())); // whatever it is, it is no panic
         }
     }
 }

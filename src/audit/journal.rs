@@ -20,7 +20,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::cipher::{Cipher, Opener, SpoolKey};
-use super::frame::{self, Batch, Event, FRAME_HEAD, Pieces};
+use super::encode::{Event, Pieces, Speller};
+use super::frame::{self, Batch, FRAME_HEAD};
 use super::segment::Disk;
 
 mod kept;
@@ -39,7 +40,7 @@ const HALVES_AT: u64 = HEADER_BYTES + (SLOTS * kept::SLOT_BYTES) as u64;
 const OWNER_AT: u64 = 1024;
 const MARK_MAGIC: u32 = 0x7068_6d31;
 /// Ends in the version of the file's layout.
-const OWNER_MAGIC: u32 = 0x7068_6f33;
+const OWNER_MAGIC: u32 = 0x7068_6f34;
 const FRAME_MAGIC: u32 = 0x7068_6631;
 /// Of a frame whose events are encrypted.
 const ENCRYPTED_FRAME_MAGIC: u32 = 0x7068_6632;
@@ -363,7 +364,9 @@ fn decode_frame(at: &[u8]) -> io::Result<Option<(u64, Vec<Event>, usize)>> {
         return Ok(None);
     }
     let (Some(count), Some(last)) = (u32_at(frame, 12), u64_at(frame, 16)) else { return Ok(None) };
-    Ok(frame::events(count, &events).map(|events| (last, events, frame.len())))
+    let (mut speller, mut spelled) = (Speller::default(), Vec::new());
+    let whole = frame::read(count, &events, |told| Some(spelled.push(speller.told(&told)?.to_event())));
+    Ok(whole.map(|()| (last, spelled, frame.len())))
 }
 
 fn whole_frame(at: &[u8]) -> Option<(u32, &[u8])> {

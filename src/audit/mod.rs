@@ -20,6 +20,7 @@ mod batch;
 #[cfg(phiward_bench_switch)]
 mod bench_switch;
 mod binding;
+mod brief;
 mod chain;
 mod check;
 mod cipher;
@@ -52,6 +53,7 @@ mod recover;
 mod repeats;
 mod replay;
 mod retention;
+mod route;
 mod seal;
 mod secret;
 mod segment;
@@ -108,9 +110,8 @@ pub use verify::{
 
 use chain::{Chain, Epoch};
 use cipher::Cipher;
-use clock::{InstantText, unix_ns};
-use encode::TrailEvent;
-use frame::Batch;
+use clock::unix_ns;
+use encode::{Speller, TrailEvent};
 use progress::SinkState;
 use seal::Sealer;
 use segment::{Disk, Form, SegmentFile};
@@ -380,14 +381,12 @@ fn begin(
     opened: &TrailEvent,
     instance: &[u8],
 ) -> std::io::Result<(Chain, SegmentFile)> {
-    let mut batch = Batch::default();
-    batch.trail(opened, &mut InstantText::new(), unix_ns());
+    let mut speller = Speller::default();
+    let opened = speller.trail(opened, unix_ns());
     let form = config.form();
     let mut file = SegmentFile::create(config.dir.join(segment::name(chain.epoch(), 0, form)))?;
     let mut line = Vec::new();
-    for event in batch.pieces() {
-        sealer.append(chain.append(&mut line, event, instance).hash);
-    }
+    sealer.append(chain.append(&mut line, opened, instance).hash);
     let disk = Disk::default();
     file.append(&disk, &stored(form, cipher, line)?)?;
     disk.sync(file.file())?;

@@ -91,6 +91,17 @@ fn key_in(content: &[u8]) -> Option<Vec<u8>> {
 }
 
 impl Pseudonym {
+    /// As a batch and a journal have it.
+    pub(crate) const BYTES: usize = 16;
+
+    pub(crate) fn to_bytes(self) -> [u8; Self::BYTES] {
+        self.0
+    }
+
+    pub(crate) fn from_bytes(bytes: [u8; Self::BYTES]) -> Self {
+        Self(bytes)
+    }
+
     pub(crate) fn write(self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"k1:");
         out.extend_from_slice(json::hex_pairs(&self.0).as_flattened());

@@ -15,8 +15,10 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::task::Poll;
 
-use super::clock::{InstantText, unix_ns};
+use super::brief;
+use super::clock::unix_ns;
 use super::coalesce::{Denial, Verdict};
+use super::encode::{Pieces, Speller};
 use super::event::{AccessComplete, AccessDecision, ConnFragment, ConnRejected};
 use super::frame::Batch;
 use super::spool::{Durability, OnFailure, PLACE_BYTES, Shared};
@@ -124,7 +126,13 @@ impl Reservation {
                 return Recorded { worker: self.worker.clone(), position: 0 };
             }
         }
-        self.push(Haste::AtOnce, |batch, clock| batch.decision(ev, clock))
+        let worker = self.worker.clone();
+        self.push(Haste::AtOnce, |batch| {
+            let mut routes = worker.routes.borrow_mut();
+            let route = routes.of(ev);
+            let own = |out: &mut Vec<u8>| brief::decision(out, ev, route.pseudonyms(ev));
+            batch.add(Some(&ev.conn.common), Some(&route.common), own);
+        })
     }
 
     /// Records how an allowed request ended.
@@ -133,7 +141,10 @@ impl Reservation {
     /// In a debug build, when more events are recorded than were reserved.
     pub fn complete(&mut self, ev: &AccessComplete<'_>) {
         if !self.counts_only {
-            let _ = self.push(Haste::InCompany, |batch, clock| batch.complete(ev, clock)); // nobody waits for a completion
+            // Nobody waits for a completion.
+            let _ = self.push(Haste::InCompany, |batch| {
+                batch.add(Some(&ev.conn.common), None, |out| brief::complete(out, ev));
+            });
         }
     }
 
@@ -156,7 +167,11 @@ impl Reservation {
         };
         if !self.coalesce(&denial) {
             // Nothing is forwarded, so nobody waits.
-            let _ = self.push(Haste::InCompany, |batch, clock| batch.conn_rejected(ev, &conn, clock));
+            let _ = self.push(Haste::InCompany, |batch| {
+                let mut speller = Speller::default();
+                let Pieces { head, tail } = speller.rejected(ev, &conn);
+                batch.add(None, None, |out| brief::whole(out, &head, &tail));
+            });
         }
     }
 
@@ -171,7 +186,7 @@ impl Reservation {
         true
     }
 
-    fn push(&mut self, haste: Haste, encode: impl FnOnce(&mut Batch, &mut InstantText)) -> Recorded {
+    fn push(&mut self, haste: Haste, add: impl FnOnce(&mut Batch)) -> Recorded {
         debug_assert!(self.places > 0, "more events are recorded than were reserved");
         match self.places.checked_sub(1) {
             Some(left) => self.places = left,
@@ -182,7 +197,7 @@ impl Reservation {
         if super::bench_switch::is_off() {
             return Recorded { worker: self.worker.clone(), position: 0 }; // which waits for nothing
         }
-        let position = self.worker.push(haste, encode);
+        let position = self.worker.push(haste, add);
         Recorded { worker: self.worker.clone(), position }
     }
 }

@@ -178,7 +178,7 @@ fn other_at_the_front(new: &[u8], old: &[u8]) -> usize {
 mod tests {
     use super::*;
     use crate::audit::chain::{Chain, Epoch};
-    use crate::audit::frame::Pieces;
+    use crate::audit::encode::Pieces;
 
     struct Trail {
         chain: Chain,

@@ -11,7 +11,7 @@ use std::path::Path;
 use super::chain::{Chain, Epoch, Record};
 use super::cipher::Cipher;
 use super::encode::Previous;
-use super::frame::Pieces;
+use super::encode::Pieces;
 use super::journal::{self, Left};
 use super::lines::Lines;
 use super::recover::Last;

@@ -15,8 +15,8 @@ use std::time::Instant;
 use super::ahead::{self, Ahead, Look};
 use super::chain::Chain;
 use super::cipher::Cipher;
-use super::clock::{InstantText, unix_ns};
-use super::encode::TrailEvent;
+use super::clock::unix_ns;
+use super::encode::{Pieces, Speller, TrailEvent};
 use super::event::ControlEvent;
 use super::frame::Batch;
 use super::packed::Packer;
@@ -63,7 +63,7 @@ pub(crate) struct Writer {
     ahead: Ahead,
     repeats: Option<Repeats>,
     packer: Packer,
-    clock: InstantText,
+    speller: Speller,
     /// Records that were chained and not packed or encrypted yet.
     out: Vec<u8>,
     /// What is to be written next.
@@ -108,7 +108,6 @@ impl Writer {
         segment: SegmentFile,
         cipher: Option<Cipher>,
     ) -> Self {
-        let clock = InstantText::new();
         let (out, owed) = (Vec::with_capacity(FRAME_BYTES + 4096), Vec::new());
         let ahead = Ahead::new(shared.segment_bytes());
         let segment_holds = segment.len(); // audit.open alone
@@ -123,7 +122,7 @@ impl Writer {
             ahead,
             repeats: None,
             packer: Packer::default(),
-            clock,
+            speller: Speller::default(),
             out,
             due: Due::default(),
             owed,
@@ -178,9 +177,7 @@ impl Writer {
         match message {
             Message::Batch { worker, batch } => self.take_batch(worker, batch),
             Message::Control(event) => {
-                let mut batch = Batch::default();
-                batch.control(&event, &mut self.clock);
-                self.chain_up(&batch);
+                self.chain_up(|speller, chain| chain(speller.control(&event)));
             }
             Message::Trail(event) => self.take_trail(&event),
             Message::Delivered => self.reclaim(),
@@ -189,8 +186,15 @@ impl Writer {
     }
 
     fn take_batch(&mut self, worker: Arc<WorkerLink>, mut batch: Batch) {
-        let (events, bytes) = (batch.events(), batch.bytes());
-        self.chain_up(&batch);
+        let (events, bytes) = (batch.events(), batch.bytes() as u64);
+        let read = self.chain_up(|speller, chain| {
+            batch.read(|told| Some(chain(speller.told(&told)?))) // one after the other, as they were recorded
+        });
+        if read.is_none() {
+            // It never is: a worker of this process has written it.
+            tracing::error!("recorded events cannot be read back; please report this");
+            self.shared.set_health(Health::Poisoned, Some("recorded events cannot be read back".into()));
+        }
         let places = events as i64 * PLACE_BYTES; // the worker paid for these
         self.shared.free.fetch_add(places, Ordering::AcqRel);
         match self.owed.iter_mut().find(|owed| Arc::ptr_eq(&owed.worker, &worker)) {
@@ -208,41 +212,42 @@ impl Writer {
     }
 
     fn take_trail(&mut self, event: &TrailEvent) {
-        let mut batch = Batch::default();
-        batch.trail(event, &mut self.clock, unix_ns());
-        self.chain_up(&batch);
+        self.chain_up(|speller, chain| chain(speller.trail(event, unix_ns())));
     }
 
-    /// Chains the events of a batch and takes their bytes from the budget.
-    fn chain_up(&mut self, batch: &Batch) {
-        let (before, mut saved) = (self.due.bytes, 0);
-        for event in batch.pieces() {
-            let at = self.out.len();
-            let record = self.chain.append(&mut self.out, event, &self.shared.instance);
-            self.sealer.append(record.hash);
-            self.due.events += 1;
-            if let Some(cipher) = &mut self.cipher {
-                let had = self.due.stored.len();
-                if let Err(error) = cipher.lines(&mut self.due.stored, &self.out) {
-                    // It never does: the key and the length are what the library takes.
-                    tracing::error!(%error, "an audit record cannot be encrypted");
-                    self.shared.set_health(Health::Poisoned, Some(error.to_string()));
-                }
-                self.due.bytes += (self.due.stored.len() - had) as u64;
-                self.out.clear();
-                continue;
-            }
-            let repeats = self.repeats.get_or_insert_with(Repeats::new);
-            if at == 0 {
-                repeats.begin();
-            }
-            repeats.record(&self.out, at, record.ends);
-            self.due.bytes += (self.out.len() - at) as u64;
-            if self.out.len() >= FRAME_BYTES {
-                saved += self.pack();
-            }
-        }
+    /// Chains the events that `spell` gives, and takes their bytes from the budget.
+    fn chain_up<R>(&mut self, spell: impl FnOnce(&mut Speller, &mut dyn FnMut(Pieces<'_>)) -> R) -> R {
+        let (mut speller, before, mut saved) = (std::mem::take(&mut self.speller), self.due.bytes, 0);
+        let given = spell(&mut speller, &mut |event| saved += self.append(event));
+        self.speller = speller;
         self.shared.free.fetch_sub((self.due.bytes - before) as i64 - saved, Ordering::AcqRel);
+        given
+    }
+
+    /// Appends an event to the chain. Gives by how much shorter what was packed with it is.
+    fn append(&mut self, event: Pieces<'_>) -> i64 {
+        let at = self.out.len();
+        let record = self.chain.append(&mut self.out, event, &self.shared.instance);
+        self.sealer.append(record.hash);
+        self.due.events += 1;
+        if let Some(cipher) = &mut self.cipher {
+            let had = self.due.stored.len();
+            if let Err(error) = cipher.lines(&mut self.due.stored, &self.out) {
+                // It never does: the key and the length are what the library takes.
+                tracing::error!(%error, "an audit record cannot be encrypted");
+                self.shared.set_health(Health::Poisoned, Some(error.to_string()));
+            }
+            self.due.bytes += (self.due.stored.len() - had) as u64;
+            self.out.clear();
+            return 0;
+        }
+        let repeats = self.repeats.get_or_insert_with(Repeats::new);
+        if at == 0 {
+            repeats.begin();
+        }
+        repeats.record(&self.out, at, record.ends);
+        self.due.bytes += (self.out.len() - at) as u64;
+        if self.out.len() >= FRAME_BYTES { self.pack() } else { 0 }
     }
 
     /// Says how far the epoch has come, when that is due. A disk that takes nothing is not given more to take.

@@ -1,22 +1,35 @@
 //! Every kind of event, with hostile text, against an independent reading of RFC 8785.
 
 use super::*;
+use crate::audit::brief;
 use crate::audit::chain::{Chain, Epoch, MAX_LINE, Record};
 use crate::audit::event::{
-    ConnFacts, Decision, Direction, PolicyFragment, PostureFacts, ResponseFacts, ShadowFacts, SubjectFacts,
+    AccessComplete, AccessDecision, ConnFacts, Decision, Direction, PolicyFragment, PostureFacts, ResponseFacts, ShadowFacts, SubjectFacts,
     TlsFacts,
 };
+use crate::audit::frame::Batch;
 use crate::audit::json;
 use crate::audit::pseudonym::PseudonymKey;
+use crate::audit::route::Routes;
 use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::Value;
 
 const NOW: u64 = 1_795_183_402_118_204_771;
 
-/// A batch with one event of every kind, all of whose text is `text`.
+/// A batch with one event of every kind, all of whose text is `text`, as workers and the writer add them.
 fn every_kind(text: &str) -> Batch {
-    let mut batch = Batch::default();
-    let clock = &mut InstantText::new();
+    let (mut batch, mut routes, mut speller) = (Batch::default(), Routes::new(), Speller::default());
+    let mut decide = |batch: &mut Batch, ev: &AccessDecision<'_>| {
+        let route = routes.of(ev);
+        let own = |out: &mut Vec<u8>| brief::decision(out, ev, route.pseudonyms(ev));
+        batch.add(Some(&ev.conn.common), Some(&route.common), own);
+    };
+    let complete = |batch: &mut Batch, ev: &AccessComplete<'_>| {
+        batch.add(Some(&ev.conn.common), None, |out| brief::complete(out, ev));
+    };
+    let whole = |batch: &mut Batch, Pieces { head, tail }: Pieces<'_>| {
+        batch.add(None, None, |out| brief::whole(out, &head, &tail));
+    };
     let some = || Some(text.to_owned());
     let tls = Some(TlsFacts { version: text, cipher: text, alpn: Some(text) });
     let subject = Some(SubjectFacts { spiffe_id: text, cert_sha256: text });
@@ -62,28 +75,28 @@ fn every_kind(text: &str) -> Batch {
         decision,
         policy: Some(&policy),
     };
-    batch.decision(&allowed, clock);
+    decide(&mut batch, &allowed);
     let bare =
         ConnFragment::new(&ConnFacts { tls: None, subject: None, destination: None, service: None, ..facts });
     let http = HttpFacts { version: "1.1", ..HttpFacts::default() };
     let shadow = Some(ShadowFacts { rule: None, ..shadow });
     let decision = Decision { rule: None, role: None, shadow, ..decision };
-    batch.decision(
-        &AccessDecision { trace_id: None, conn: &bare, http, decision, policy: None, ..allowed },
-        clock,
-    );
+    let unnamed = AccessDecision { trace_id: None, conn: &bare, http, decision, policy: None, ..allowed };
+    decide(&mut batch, &unnamed);
     let response =
         ResponseFacts { status: 200, request_bytes: u64::MAX, aborted: true, ..Default::default() };
-    let complete = AccessComplete { time_unix_ns: NOW, request_id, trace_id, conn, response };
-    batch.complete(&complete, clock);
+    let completed = AccessComplete { time_unix_ns: NOW, request_id, trace_id, conn, response };
+    complete(&mut batch, &completed);
     let response = ResponseFacts { reason: Some("upstream_connect"), ..Default::default() };
-    batch.complete(&AccessComplete { conn: &bare, response, ..complete }, clock);
-    batch.conn_rejected(&ConnRejected { time_unix_ns: NOW, conn: facts, reason: "expired" }, conn, clock);
+    complete(&mut batch, &AccessComplete { conn: &bare, response, ..completed });
+    let rejected = ConnRejected { time_unix_ns: NOW, conn: facts, reason: "expired" };
+    whole(&mut batch, speller.rejected(&rejected, conn));
     let counted = |m: &mut Members<'_>| {
         m.number("count", 7);
         m.texts("templates", &[text, text]);
     };
-    batch.summary((conn.0.origin.as_bytes(), conn.0.subject.as_bytes()), clock, NOW, counted);
+    let of = (conn.origin.as_bytes(), conn.subject().as_bytes());
+    whole(&mut batch, speller.summary(of, NOW, counted));
     for event in [
         ControlEvent::PolicyLoaded { time_unix_ns: NOW, revision: some(), sha256: text.into() },
         ControlEvent::PolicyShadow { time_unix_ns: NOW, revision: text.into(), sha256: text.into() },
@@ -97,7 +110,7 @@ fn every_kind(text: &str) -> Batch {
         },
         ControlEvent::IdentityLost { time_unix_ns: NOW, reason: text.into() },
     ] {
-        batch.control(&event, clock);
+        whole(&mut batch, speller.control(&event));
     }
     let previous = Some(Previous { epoch: text.into(), seq: 4, hash: text.into() });
     for event in [
@@ -130,7 +143,7 @@ fn every_kind(text: &str) -> Batch {
             events: 5,
         },
     ] {
-        batch.trail(&event, clock, NOW);
+        whole(&mut batch, speller.trail(&event, NOW));
     }
     batch
 }
@@ -166,9 +179,12 @@ fn chained(batch: &Batch, text: &str) -> Vec<Vec<u8>> {
     let instance = instance(&facts);
     let mut chain = Chain::new(Epoch::generate(NOW / 1_000_000, None));
     let mut out = Vec::new();
-    for event in batch.pieces() {
-        chain.append(&mut out, event, &instance);
-    }
+    let mut speller = Speller::default();
+    let appended = batch.read(|told| {
+        chain.append(&mut out, speller.told(&told)?, &instance);
+        Some(())
+    });
+    assert_eq!((appended, chain.next_seq()), (Some(()), batch.events()));
     out.split(|b| *b == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect()
 }
 

@@ -8,7 +8,7 @@ use std::io;
 
 use super::{u32_at, u64_at};
 use crate::audit::cipher::{self, Cipher, Opener};
-use crate::audit::frame::Event;
+use crate::audit::encode::Event;
 
 /// How many there are.
 pub(crate) const SLOTS: usize = 32;

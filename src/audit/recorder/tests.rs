@@ -82,7 +82,7 @@ fn write_all(inbox: &Receiver<Message>) -> Vec<u64> {
     let mut sizes = Vec::new();
     while let Ok(Message::Batch { worker, batch }) = inbox.try_recv() {
         sizes.push(batch.events());
-        worker.written_bytes.fetch_add(batch.bytes(), Ordering::Release);
+        worker.written_bytes.fetch_add(batch.bytes() as u64, Ordering::Release);
         worker.written.fetch_add(batch.events(), Ordering::Release);
         worker.wake.notify_one();
     }
@@ -353,7 +353,7 @@ fn a_full_journal_waits_for_the_writer_and_is_used_again() {
         for message in unwritten {
             let Message::Batch { worker, batch } = message else { panic!() };
             worker.written.fetch_add(batch.events(), Ordering::Release);
-            worker.written_bytes.fetch_add(batch.bytes(), Ordering::Release);
+            worker.written_bytes.fetch_add(batch.bytes() as u64, Ordering::Release);
         }
         assert_eq!(poll(waiting.as_mut()), Poll::Ready(Ok(())));
         let next = decide(&mut recorder.reserve(1).unwrap(), "allow");

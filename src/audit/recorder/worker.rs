@@ -15,10 +15,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Unavailable;
-use crate::audit::clock::{InstantText, unix_ns};
+use crate::audit::brief;
+use crate::audit::clock::unix_ns;
 use crate::audit::coalesce::{Coalescer, Denial, Verdict};
 use crate::audit::frame::Batch;
 use crate::audit::journal::{self, Journal, Owner};
+use crate::audit::route::Routes;
 use crate::audit::spool::{Durability, Health, OnFailure, PLACE_BYTES, Shared, WorkerLink};
 use crate::audit::wait::{Level, Waiters};
 use crate::audit::writer::Message;
@@ -56,7 +58,7 @@ pub(super) struct Worker {
     writer: Sender<Message>,
     pub(super) link: Arc<WorkerLink>,
     batch: RefCell<Batch>,
-    clock: RefCell<InstantText>,
+    pub(super) routes: RefCell<Routes>,
     /// Events, and encoded bytes, ever recorded by this worker.
     recorded: Cell<u64>,
     recorded_bytes: Cell<u64>,
@@ -93,7 +95,7 @@ impl Worker {
             writer,
             link: link.clone(),
             batch: RefCell::default(),
-            clock: RefCell::new(InstantText::new()),
+            routes: RefCell::new(Routes::new()),
             recorded: Cell::new(0),
             recorded_bytes: Cell::new(0),
             coalescer: RefCell::new(Coalescer::new()),
@@ -151,13 +153,13 @@ impl Worker {
         }
     }
 
-    pub(super) fn push(&self, haste: Haste, encode: impl FnOnce(&mut Batch, &mut InstantText)) -> u64 {
+    pub(super) fn push(&self, haste: Haste, add: impl FnOnce(&mut Batch)) -> u64 {
         let mut batch = self.batch.borrow_mut();
         let before = batch.bytes();
-        encode(&mut batch, &mut self.clock.borrow_mut());
+        add(&mut batch);
         self.recorded.set(self.recorded.get() + 1);
-        self.recorded_bytes.set(self.recorded_bytes.get() + batch.bytes() - before);
-        let full = batch.encoded() >= FULL_BATCH_BYTES;
+        self.recorded_bytes.set(self.recorded_bytes.get() + (batch.bytes() - before) as u64);
+        let full = batch.bytes() >= FULL_BATCH_BYTES;
         drop(batch);
         // The pump is told once: of the first event that cannot wait, and of the first that its timer is for.
         let pump_knows = match haste {
@@ -199,15 +201,16 @@ impl Worker {
             let number = self.recorded.get() + 1;
             let mut journal = self.journal.borrow_mut();
             let kept = journal.as_mut().map_or(Ok(()), |journal| {
-                let keep = |pieces| journal.keep(&self.shared.disk, slot, Some(number), pieces);
-                summary.pieces().try_for_each(keep)
+                journal.keep(&self.shared.disk, slot, Some(number), summary)
             });
             if let Err(error) = kept {
                 tracing::warn!(%error, "{JOURNAL_FAILED}");
                 *journal = None;
             }
             drop(journal);
-            self.push(Haste::InCompany, |batch, _| batch.append(summary))
+            self.push(Haste::InCompany, |batch| {
+                batch.add(None, None, |out| brief::whole(out, &summary.head, &summary.tail));
+            })
         });
     }
 
@@ -220,7 +223,7 @@ impl Worker {
         self.wake_waiters();
         // What waits for the disk cannot wait for company, and neither can a journal that fills.
         let durable = self.shared.config.durability != Durability::Write;
-        if durable || self.batch.borrow().encoded() >= self.much_company {
+        if durable || self.batch.borrow().bytes() >= self.much_company {
             self.flush();
         } else {
             self.timed.set(true);
