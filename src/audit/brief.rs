@@ -30,8 +30,9 @@ pub(crate) enum Brief<'f> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Request<'f> {
     pub(crate) time_unix_ns: u64,
-    pub(crate) id: &'f str,
-    pub(crate) trace_id: Option<&'f str>,
+    /// Texts of a worker, so they are UTF-8 if nothing has damaged them; to see to that is for who writes JSON.
+    pub(crate) id: &'f [u8],
+    pub(crate) trace_id: Option<&'f [u8]>,
 }
 
 /// Writes what only this decision says.
@@ -97,6 +98,7 @@ impl<'f> Brief<'f> {
                 let (numbers, rest) = rest.split_first_chunk::<24>()?;
                 let mut numbers = numbers.as_chunks().0.iter().map(|number| u64::from_le_bytes(*number));
                 let (reason, rest) = read_text(rest)?;
+                let reason = reason.map(std::str::from_utf8).transpose().ok()?;
                 let response = ResponseFacts {
                     status: u16::from_le_bytes(*status),
                     request_bytes: numbers.next()?,
@@ -126,14 +128,14 @@ impl<'f> Request<'f> {
     }
 }
 
-fn read_text(bytes: &[u8]) -> Option<(Option<&str>, &[u8])> {
+fn read_text(bytes: &[u8]) -> Option<(Option<&[u8]>, &[u8])> {
     let (length, rest) = bytes.split_first_chunk()?;
     let length = u16::from_le_bytes(*length);
     if length == ABSENT {
         return Some((None, rest));
     }
     let (text, rest) = rest.split_at_checked(length.into())?;
-    Some((Some(std::str::from_utf8(text).ok()?), rest))
+    Some((Some(text), rest))
 }
 
 #[cfg(test)]
@@ -155,7 +157,7 @@ mod tests {
         request(&mut decision, 5, "request", None);
         decision.extend_from_slice(&[7; 32]);
         let Some(Brief::Decision { request, pseudonyms }) = read(&decision) else { panic!() };
-        assert_eq!((request.time_unix_ns, request.id, request.trace_id), (5, "request", None));
+        assert_eq!((request.time_unix_ns, request.id, request.trace_id), (5, &b"request"[..], None));
         assert_eq!(pseudonyms, [[7; 16]; 2]);
         let Some(Brief::Complete { response, .. }) = read(&complete) else { panic!() };
         assert_eq!((response.status, response.reason), (0x0707, Some("reason")));
@@ -179,7 +181,8 @@ mod tests {
             let (long, mut out) = (of.repeat(40_000), Vec::new());
             text(&mut out, Some(&long));
             let (read, rest) = read_text(&out).unwrap();
-            assert!(rest.is_empty() && read.unwrap().len() > MAX_STRING && long.starts_with(read.unwrap()));
+            let read = std::str::from_utf8(read.unwrap()).unwrap();
+            assert!(rest.is_empty() && read.len() > MAX_STRING && long.starts_with(read));
             assert!(out.len() < MAX_STRING + 8);
         }
     }

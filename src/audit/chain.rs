@@ -5,6 +5,7 @@
 //! stands, without a JSON tree. Knows nothing of files.
 
 use std::borrow::Borrow;
+use std::ops::Range;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
@@ -31,6 +32,8 @@ const BEFORE_SEQ: &[u8] = b"\"seq\":";
 const AFTER_EPOCH: usize = BEFORE_EPOCH.len() + EPOCH_BYTES + 2;
 const HASH_AT: usize = AFTER_EPOCH + BEFORE_HASH.len();
 const PREV_AT: usize = AFTER_EPOCH + HASH_MEMBER + BEFORE_PREV.len();
+/// The same of what is hashed: a zero byte is before it, and no hash in it.
+const PREV_IN_FRONT: Range<usize> = 1 + PREV_AT - HASH_MEMBER..1 + PREV_AT - HASH_MEMBER + 64;
 
 /// Where the parts of a record end, counted from its beginning: what stands before the hash, the hash, what stands before `prev`, `prev`, the
 /// rest of `chain`, the event's five pieces with `id` and `instance` between them; the line end is in the last.
@@ -97,23 +100,30 @@ impl Borrow<str> for Epoch {
 pub(crate) struct Chain {
     epoch: Epoch,
     next_seq: u64,
-    prev: [u8; 64],
+    /// How the next record begins, as it is hashed: from the zero byte to its number, with the hash of the last record in its place.
+    front: Vec<u8>,
+    /// How the member `id` begins.
+    id: Vec<u8>,
 }
 
 impl Chain {
     pub(crate) fn new(epoch: Epoch) -> Self {
-        Self { epoch, next_seq: 0, prev: NO_PREVIOUS }
+        Self::resume(epoch, 0, &NO_PREVIOUS)
     }
 
     /// A chain that goes on after record `next_seq - 1`, whose hash is `prev`: 64 hexadecimal digits.
     pub(crate) fn resume(epoch: Epoch, next_seq: u64, prev: &[u8]) -> Self {
         let prev = prev.try_into().unwrap_or(NO_PREVIOUS);
-        Self { next_seq, prev, ..Self::new(epoch) }
+        let epoch_text = epoch.0.as_bytes();
+        let front =
+            [b"\0", BEFORE_EPOCH, epoch_text, b"\",", BEFORE_PREV, &prev, b"\",", BEFORE_SEQ].concat();
+        let id = [b"\"id\":\"", epoch_text, b":"].concat();
+        Self { epoch, next_seq, front, id }
     }
 
     /// The hash of the last record.
     pub(crate) fn prev(&self) -> &[u8] {
-        &self.prev
+        &self.front[PREV_IN_FRONT]
     }
 
     pub(crate) fn epoch(&self) -> &Epoch {
@@ -131,37 +141,31 @@ impl Chain {
         // gap is as long as the hash member without the zero byte that is hashed and not written, so that only what stands
         // before the hash moves afterwards.
         out.resize(record + HASH_MEMBER - 1, 0);
-        out.push(0);
-        out.extend_from_slice(BEFORE_EPOCH);
-        out.extend_from_slice(self.epoch.0.as_bytes());
-        out.extend_from_slice(b"\",");
-        let after_epoch = out.len();
-        out.extend_from_slice(BEFORE_PREV);
-        out.extend_from_slice(&self.prev);
-        out.extend_from_slice(b"\",\"seq\":");
+        out.extend_from_slice(&self.front);
+        let seq = out.len();
         json::integer(out, self.next_seq);
+        let seq = seq..out.len();
         let end_of = |part: &[u8], out: &mut Vec<u8>| {
             out.extend_from_slice(part);
             (out.len() - record) as u32
         };
         let chain = end_of(b"},", out);
         let [conn, head] = event.head.map(|part| end_of(part, out));
-        out.extend_from_slice(b"\"id\":\"");
-        out.extend_from_slice(self.epoch.0.as_bytes());
-        out.push(b':');
-        json::integer(out, self.next_seq);
+        out.extend_from_slice(&self.id);
+        out.extend_from_within(seq);
         let id = end_of(b"\",", out);
         let instance = end_of(instance, out);
         let [tail, subject, after_subject] = event.tail.map(|part| end_of(part, out));
         let hash = digest_of(&out[record + HASH_MEMBER - 1..]);
-        self.prev.copy_from_slice(json::hex_pairs(&hash).as_flattened());
+        let prev = &mut self.front[PREV_IN_FRONT];
+        prev.copy_from_slice(json::hex_pairs(&hash).as_flattened());
         self.next_seq += 1;
-        out.copy_within(record + HASH_MEMBER..after_epoch, record);
-        let hash_member = &mut out[after_epoch - HASH_MEMBER..after_epoch];
+        out.copy_within(record + HASH_MEMBER..record + HASH_MEMBER + AFTER_EPOCH, record);
+        let hash_member = &mut out[record + AFTER_EPOCH..record + AFTER_EPOCH + HASH_MEMBER];
         let (key, rest) = hash_member.split_at_mut(BEFORE_HASH.len());
-        let (value, end) = rest.split_at_mut(self.prev.len());
+        let (value, end) = rest.split_at_mut(prev.len());
         key.copy_from_slice(BEFORE_HASH);
-        value.copy_from_slice(&self.prev);
+        value.copy_from_slice(prev);
         end.copy_from_slice(b"\",");
         out.push(b'\n');
         let [hash_at, prev_at] = [HASH_AT as u32, PREV_AT as u32];

@@ -18,7 +18,6 @@ impl Default for InstantText {
 }
 
 impl InstantText {
-
     /// Writes the instant without quotes, such as `2026-11-20T14:03:22.118204771Z`.
     pub(crate) fn write(&mut self, out: &mut Vec<u8>, unix_ns: u64) {
         let second = unix_ns / 1_000_000_000;

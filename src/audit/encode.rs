@@ -8,8 +8,8 @@ use super::binding::Binding;
 use super::brief::{Brief, Request};
 use super::clock::InstantText;
 use super::event::{
-    ConnFragment, ConnRejected, ControlEvent, Decision, EVENT_TYPES, HttpFacts, InstanceFacts, PolicyFragment,
-    PostureFacts, ResponseFacts,
+    ConnFragment, ConnRejected, ControlEvent, Decision, EVENT_TYPES, HttpFacts, InstanceFacts,
+    PolicyFragment, PostureFacts, ResponseFacts,
 };
 use super::frame::Told;
 use super::json::Members;
@@ -258,8 +258,10 @@ impl Speller {
 
     fn request(&mut self, request: &Request<'_>) {
         Members::new(&mut self.bytes).object("request", |m| {
-            m.text("id", request.id);
-            m.text_opt("trace_id", request.trace_id);
+            m.text_bytes("id", request.id);
+            if let Some(trace_id) = request.trace_id {
+                m.text_bytes("trace_id", trace_id);
+            }
         });
     }
 

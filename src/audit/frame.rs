@@ -123,7 +123,8 @@ impl Batch {
         own(&mut self.bytes);
         let length = (self.bytes.len() - own_at) as u32;
         let head = self.bytes[head_at..head_at + EVENT_HEAD].chunks_exact_mut(4);
-        head.zip([conn, route, length]).for_each(|(place, number)| place.copy_from_slice(&number.to_le_bytes()));
+        head.zip([conn, route, length])
+            .for_each(|(place, number)| place.copy_from_slice(&number.to_le_bytes()));
     }
 
     /// The number in the frame, which has the texts from here on.
@@ -248,7 +249,8 @@ mod tests {
     #[test]
     fn each_event_has_its_connection_and_its_way_in_whatever_frame_it_is() {
         for number in [1, 3, LOOKED_THROUGH + 1] {
-            let [conns, ways] = ["conn", "way"].map(|what| (0..number).map(|at| common(what, at)).collect::<Vec<_>>());
+            let [conns, ways] =
+                ["conn", "way"].map(|what| (0..number).map(|at| common(what, at)).collect::<Vec<_>>());
             let texts = |common: Option<&Common>| {
                 common.map_or_else(Default::default, |common| {
                     [common.first().as_bytes().to_vec(), common.second().as_bytes().to_vec()]
@@ -297,7 +299,11 @@ mod tests {
     fn no_bytes_make_reading_panic() {
         let (mut batch, conns) = (Batch::default(), [common("conn", 0), common("conn", 1)]);
         let way = common("way", 0);
-        conns.iter().cycle().take(6).for_each(|conn| batch.add(Some(conn), Some(&way), |out| out.extend([7; 9])));
+        conns
+            .iter()
+            .cycle()
+            .take(6)
+            .for_each(|conn| batch.add(Some(conn), Some(&way), |out| out.extend([7; 9])));
         let whole = batch.frame().unwrap().0[FRAME_HEAD..].to_vec();
         let mut random = fastrand::Rng::with_seed(3);
         for _ in 0..20_000 {

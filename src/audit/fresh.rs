@@ -7,13 +7,14 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Mutex;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 
 use super::sink::BatchLimit;
 use super::spool::lock;
 
-/// The most that is kept: what comes of 10,000 requests/s in a sixth of a second. A sink that is further behind reads the spool.
-const KEPT_BYTES: usize = 512 * 1024;
+/// The most that is kept: what comes of 30,000 requests/s in an eighth of a second, twice what is sent at once. A sink that is further behind
+/// reads the spool, and what it reads is unpacked, and packed again.
+const KEPT_BYTES: usize = 1536 * 1024;
 
 /// Less than this is no piece of its own: what a record repeats is in the one before, which another frame does not see.
 pub(crate) const WORTH_BYTES: usize = 4 * 1024;
@@ -31,17 +32,21 @@ pub(crate) struct Piece {
     /// When the first of them happened, in nanoseconds since 1970.
     pub(crate) oldest_ns: u64,
     /// As they stand in the segment: frames of zstd.
-    pub(crate) packed: Box<[u8]>,
+    pub(crate) packed: Bytes,
 }
 
 /// Pieces that follow one another, as one body: frames may stand one behind the other (RFC 8878 section 3.1).
 pub(crate) struct Run {
-    pub(crate) body: Bytes,
+    pub(crate) body: Chunks,
     pub(crate) seqs: Range<u64>,
     pub(crate) oldest_ns: u64,
     /// How long they are in the segment.
     pub(crate) stored: u64,
 }
+
+/// Bytes that are sent one after the other, from where they are.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Chunks(VecDeque<Bytes>);
 
 /// The newest pieces, in the order of the chain.
 #[derive(Default)]
@@ -70,7 +75,7 @@ impl Fresh {
         let begins = |piece: &Piece, at| (piece.ordinal, piece.place.start) == (ordinal, at);
         let from = kept.pieces.iter().position(|piece| begins(piece, offset))?;
         let first = kept.pieces.get(from)?;
-        let (mut body, mut end, mut next_seq) = (BytesMut::new(), offset, first.seqs.start);
+        let (mut body, mut end, mut next_seq) = (Chunks::default(), offset, first.seqs.start);
         let mut unpacked = 0;
         for piece in kept.pieces.range(from..) {
             unpacked += piece.unpacked;
@@ -78,15 +83,11 @@ impl Fresh {
             if !begins(piece, end) || !fits() {
                 break;
             }
-            body.extend_from_slice(&piece.packed);
+            body.0.push_back(piece.packed.clone());
             (end, next_seq) = (piece.place.end, piece.seqs.end);
         }
-        let run = Run {
-            body: body.freeze(),
-            seqs: first.seqs.start..next_seq,
-            oldest_ns: first.oldest_ns,
-            stored: end - offset,
-        };
+        let run =
+            Run { body, seqs: first.seqs.start..next_seq, oldest_ns: first.oldest_ns, stored: end - offset };
         Some(run).filter(|run| run.stored > 0)
     }
 
@@ -107,6 +108,35 @@ impl Fresh {
         while kept.pieces.front().is_some_and(|piece| (piece.ordinal, piece.place.end) <= (ordinal, offset)) {
             kept.drop_first();
         }
+    }
+}
+
+impl From<Bytes> for Chunks {
+    fn from(bytes: Bytes) -> Self {
+        Self(VecDeque::from([bytes]))
+    }
+}
+
+impl Buf for Chunks {
+    fn remaining(&self) -> usize {
+        self.0.iter().map(Bytes::len).sum()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.0.front().map_or(&[], |first| first)
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        while let Some(first) = self.0.front_mut() {
+            let part = count.min(first.len());
+            first.advance(part);
+            count -= part;
+            if !first.is_empty() {
+                break;
+            }
+            self.0.pop_front();
+        }
+        assert_eq!(count, 0, "more than remains");
     }
 }
 
@@ -148,12 +178,16 @@ mod tests {
     fn a_run_ends_where_something_is_missing_or_enough() {
         let fresh = kept([piece(1, 0, 2), piece(1, 10, 3), piece(1, 30, 4), piece(2, 0, 5)]);
         let run = fresh.run(1, 0, USUAL).unwrap();
-        assert_eq!(
-            (run.seqs, run.stored, run.oldest_ns, &run.body[..]),
-            (0..20, 2000, 0, &[0, 0, 10, 10, 10][..])
-        );
+        assert_eq!((run.seqs, run.stored, run.oldest_ns), (0..20, 2000, 0));
+        let mut body = run.body;
+        assert_eq!((body.remaining(), body.chunk()), (5, &[0, 0][..]));
+        body.advance(1);
+        assert_eq!((body.remaining(), body.chunk()), (4, &[0][..]));
+        body.advance(2);
+        assert_eq!((body.remaining(), body.copy_to_bytes(2)), (2, Bytes::from_static(&[10, 10])));
+        assert_eq!((body.remaining(), body.chunk()), (0, &[][..]));
         assert_eq!(fresh.run(1, 3000, USUAL).unwrap().seqs, 30..40, "the next one is of another segment");
-        assert_eq!(fresh.run(2, 0, USUAL).unwrap().body.len(), 5);
+        assert_eq!(fresh.run(2, 0, USUAL).unwrap().body.remaining(), 5);
         for limit in [BatchLimit { events: 19, ..USUAL }, BatchLimit { bytes: 1999, ..USUAL }] {
             assert_eq!(fresh.run(1, 0, limit).unwrap().seqs, 0..10, "{limit:?}");
         }

@@ -32,6 +32,12 @@ impl<'o> Members<'o> {
 
     #[inline]
     pub(crate) fn text(&mut self, key: &'static str, value: &str) {
+        self.text_bytes(key, value.as_bytes());
+    }
+
+    /// A text whose bytes are UTF-8; what is none becomes U+FFFD.
+    #[inline]
+    pub(crate) fn text_bytes(&mut self, key: &'static str, value: &[u8]) {
         self.key(key);
         string(self.out, value);
         self.out.push(b',');
@@ -96,7 +102,7 @@ impl<'o> Members<'o> {
             if at > 0 {
                 self.out.push(b',');
             }
-            string(self.out, value);
+            string(self.out, value.as_bytes());
         }
         self.out.extend_from_slice(b"],");
     }
@@ -115,15 +121,15 @@ impl<'o> Members<'o> {
 
     /// A member with any text, whose key is not known when the program is written; the caller sees to the order.
     pub(crate) fn text_dynamic(&mut self, key: &str, value: &str) {
-        string(self.out, key);
+        string(self.out, key.as_bytes());
         self.out.push(b':');
-        string(self.out, value);
+        string(self.out, value.as_bytes());
         self.out.push(b',');
     }
 
     /// A member whose key is not known when the program is written; the caller sees to the order.
     pub(crate) fn plain_dynamic(&mut self, key: &str, fill: impl FnOnce(&mut Vec<u8>)) {
-        string(self.out, key);
+        string(self.out, key.as_bytes());
         self.out.extend_from_slice(b":\"");
         fill(self.out);
         self.out.extend_from_slice(b"\",");
@@ -153,18 +159,18 @@ pub(crate) fn close(out: &mut Vec<u8>) {
 
 /// Writes `text` with its quotes, by the escaping rules of RFC 8785 section 3.2.2.2.
 #[inline]
-pub(crate) fn string(out: &mut Vec<u8>, text: &str) {
+pub(crate) fn string(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
     // Nearly every string is as it should be.
-    if text.len() <= MAX_STRING && is_plain(text.as_bytes()) {
-        out.extend_from_slice(text.as_bytes());
+    if text.len() <= MAX_STRING && is_plain(text) {
+        out.extend_from_slice(text);
     } else {
-        unusual(out, text);
+        unusual(out, &String::from_utf8_lossy(text));
     }
     out.push(b'"');
 }
 
-/// A string that is long, or has something to escape.
+/// A string that is long, has something to escape, or is not all ASCII.
 #[cold]
 fn unusual(out: &mut Vec<u8>, text: &str) {
     let from = out.len();
@@ -193,7 +199,7 @@ fn needs_escape(byte: u8) -> bool {
     byte < 0x20 || byte == b'"' || byte == b'\\'
 }
 
-/// Whether nothing is to be escaped, eight bytes at a time: most strings are too short for vector code to pay.
+/// Whether it is ASCII of which nothing is to be escaped, eight bytes at a time: most strings are too short for vector code to pay.
 fn is_plain(bytes: &[u8]) -> bool {
     const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
     const HIGH: u64 = u64::from_ne_bytes([0x80; 8]);
@@ -203,9 +209,9 @@ fn is_plain(bytes: &[u8]) -> bool {
     for word in words {
         let word = u64::from_ne_bytes(*word);
         let special = |byte: u8| below(word ^ (ONES * u64::from(byte)), 1);
-        found |= below(word, 0x20) | special(b'"') | special(b'\\');
+        found |= word | below(word, 0x20) | special(b'"') | special(b'\\');
     }
-    found & HIGH == 0 && !rest.iter().any(|byte| needs_escape(*byte))
+    found & HIGH == 0 && !rest.iter().any(|byte| needs_escape(*byte) || !byte.is_ascii())
 }
 
 fn escaped(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -271,7 +277,7 @@ mod tests {
 
     fn written(text: &str) -> String {
         let mut out = Vec::new();
-        string(&mut out, text);
+        string(&mut out, text.as_bytes());
         String::from_utf8(out).unwrap()
     }
 

@@ -297,6 +297,6 @@ fn status_is_in(completion: &Value, (first, last): (u16, u16)) -> bool {
 /// A text as it stands in a canonical line.
 fn quoted(text: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len() + 2);
-    json::string(&mut out, text);
+    json::string(&mut out, text.as_bytes());
     out
 }

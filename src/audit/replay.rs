@@ -10,8 +10,8 @@ use std::path::Path;
 
 use super::chain::{Chain, Epoch, Record};
 use super::cipher::Cipher;
-use super::encode::Previous;
 use super::encode::Pieces;
+use super::encode::Previous;
 use super::journal::{self, Left};
 use super::lines::Lines;
 use super::recover::Last;

@@ -98,7 +98,8 @@ impl Route {
     /// The pseudonyms of a decision by this way, in the order of the holes.
     pub(crate) fn pseudonyms(&self, ev: &AccessDecision<'_>) -> impl Iterator<Item = Pseudonym> {
         let params = self.order.iter().filter_map(|at| ev.http.params.get(usize::from(*at)));
-        let [host, target] = [ev.http.host_h, ev.http.target_h].map(|hidden| hidden.filter(|_| ev.http.is_said()));
+        let [host, target] =
+            [ev.http.host_h, ev.http.target_h].map(|hidden| hidden.filter(|_| ev.http.is_said()));
         host.into_iter().chain(params.map(|(_, pseudonym)| *pseudonym)).chain(target)
     }
 }

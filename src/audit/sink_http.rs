@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time::error::Elapsed;
 use tokio_rustls::TlsConnector;
 
+use super::fresh::Chunks;
 use super::secret::Credentials;
 use super::sink::{SinkConfig, is_refusal};
 use super::sink_coding::{self, Coder};
@@ -86,7 +87,7 @@ pub(crate) struct Client {
 }
 
 struct Connection {
-    sender: SendRequest<Full<Bytes>>,
+    sender: SendRequest<Full<Chunks>>,
     /// Whether who is at its other end takes a coded body. The next connection can be with another, so it is asked anew.
     takes_zstd: bool,
 }
@@ -145,7 +146,7 @@ impl Client {
         let exchange = async {
             let connection = self.connection().await?;
             let (request, coded) = if connection.takes_zstd { self.coded(request) } else { (request, false) };
-            self.exchange(connection, request, coded).await
+            self.exchange(connection, request.map(Chunks::from), coded).await
         };
         let outcome = tokio::time::timeout(attempt, exchange).await;
         self.in_time(outcome)
@@ -161,7 +162,7 @@ impl Client {
         path: &str,
         content_type: &'static str,
         more: Option<(HeaderName, HeaderValue)>,
-        body: Bytes,
+        body: Chunks,
     ) -> Result<Option<Reply>, String> {
         let request = says_zstd(self.request(path, content_type, more, body).await?);
         let attempt = self.attempt;
@@ -189,13 +190,13 @@ impl Client {
         }
     }
 
-    async fn request(
+    async fn request<B>(
         &self,
         path: &str,
         content_type: &'static str,
         more: Option<(HeaderName, HeaderValue)>,
-        body: Bytes,
-    ) -> Result<Request<Bytes>, String> {
+        body: B,
+    ) -> Result<Request<B>, String> {
         let mut request = Request::new(body);
         *request.method_mut() = http::Method::POST;
         *request.uri_mut() = format!("{}{path}", self.prefix).parse().map_err(|_| "the path is none")?;
@@ -229,7 +230,7 @@ impl Client {
     async fn exchange(
         &mut self,
         mut connection: Connection,
-        request: Request<Bytes>,
+        request: Request<Chunks>,
         coded: bool,
     ) -> Result<Reply, String> {
         let read = async {
@@ -319,7 +320,7 @@ impl Client {
     }
 }
 
-fn says_zstd(mut request: Request<Bytes>) -> Request<Bytes> {
+fn says_zstd<B>(mut request: Request<B>) -> Request<B> {
     let name = HeaderValue::from_static(sink_coding::NAME);
     request.headers_mut().insert(header::CONTENT_ENCODING, name);
     request

@@ -37,10 +37,10 @@ impl Splunk {
         let mut metadata = Vec::new();
         if let Some(index) = &options.index {
             metadata.extend_from_slice(b",\"index\":");
-            json::string(&mut metadata, index);
+            json::string(&mut metadata, index.as_bytes());
         }
         metadata.extend_from_slice(b",\"sourcetype\":");
-        json::string(&mut metadata, &options.sourcetype);
+        json::string(&mut metadata, options.sourcetype.as_bytes());
         Self {
             client,
             options,

@@ -4,8 +4,8 @@ use super::*;
 use crate::audit::brief;
 use crate::audit::chain::{Chain, Epoch, MAX_LINE, Record};
 use crate::audit::event::{
-    AccessComplete, AccessDecision, ConnFacts, Decision, Direction, PolicyFragment, PostureFacts, ResponseFacts, ShadowFacts, SubjectFacts,
-    TlsFacts,
+    AccessComplete, AccessDecision, ConnFacts, Decision, Direction, PolicyFragment, PostureFacts,
+    ResponseFacts, ShadowFacts, SubjectFacts, TlsFacts,
 };
 use crate::audit::frame::Batch;
 use crate::audit::json;

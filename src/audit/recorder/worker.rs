@@ -36,7 +36,7 @@ const FULL_BATCH_BYTES: usize = 256 * 1024;
 /// the writer as much as some 20 requests' events: with half as long and as much it takes 0.7 us a request more (`docs/performance.md`).
 pub(super) const COMPANY: Duration = Duration::from_millis(20);
 /// So many bytes of them do not stay, so that the writer is done with them before the other half of the journal is full. Small
-/// segments and journals take less at a time.
+/// journals take less at a time, and so do small segments: a record is some ten times as long as what is recorded of it.
 const MUCH_COMPANY_BYTES: u64 = 128 * 1024;
 /// The most places a worker takes from the spool at once, so that the shared counter is touched once in many requests.
 const LEASE_PLACES: i64 = 32;
@@ -89,7 +89,7 @@ impl Worker {
         let journal = open_journal(&shared, &link);
         let chunk = (shared.config.max_bytes as i64 / (1024 * PLACE_BYTES)).clamp(1, LEASE_PLACES);
         let half_of_journal = journal::half_bytes(shared.config.max_bytes);
-        let much_company = MUCH_COMPANY_BYTES.min(shared.segment_bytes() / 4).min(half_of_journal / 2);
+        let much_company = MUCH_COMPANY_BYTES.min(shared.segment_bytes() / 16).min(half_of_journal / 2);
         let worker = Rc::new(Self {
             shared,
             writer,
@@ -200,9 +200,9 @@ impl Worker {
             // In the slot it has its number before anything of it is elsewhere, so that it is never recovered twice.
             let number = self.recorded.get() + 1;
             let mut journal = self.journal.borrow_mut();
-            let kept = journal.as_mut().map_or(Ok(()), |journal| {
-                journal.keep(&self.shared.disk, slot, Some(number), summary)
-            });
+            let kept = journal
+                .as_mut()
+                .map_or(Ok(()), |journal| journal.keep(&self.shared.disk, slot, Some(number), summary));
             if let Err(error) = kept {
                 tracing::warn!(%error, "{JOURNAL_FAILED}");
                 *journal = None;

@@ -79,7 +79,8 @@ fn of_each_kind(judge: &mut impl FnMut(&AccessDecision<'_>)) {
     ];
     let policy = Some(&policies[0]);
     https.into_iter().for_each(|http| judge(&AccessDecision { policy, ..by(&conn, http, READ) }));
-    let shadows = [("deny", "deny_rule", None), ("deny", "deny_rule", Some("x")), ("reject", "deny_rule", None)];
+    let shadows =
+        [("deny", "deny_rule", None), ("deny", "deny_rule", Some("x")), ("reject", "deny_rule", None)];
     let shadows = shadows.map(|(outcome, reason, rule)| Some(ShadowFacts { outcome, reason, rule }));
     let decisions = [
         Decision { rule: Some("write"), ..READ },

@@ -151,20 +151,23 @@ impl Writer {
             }
         }
         self.segment_holds += self.due.bytes;
+        let stored = self.due.stored.len();
         if self.cipher.is_none() && self.due.bytes >= fresh::WORTH_BYTES as u64 && self.shared.wants_frames()
         {
             let (end, next_seq) = (self.segment.len(), self.chain.next_seq());
+            // As much is likely to be due next time.
+            let packed = std::mem::replace(&mut self.due.stored, Vec::with_capacity(stored + stored / 4));
             self.shared.fresh.push(Piece {
                 ordinal,
-                place: end - self.due.stored.len() as u64..end,
+                place: end - stored as u64..end,
                 unpacked: self.due.bytes,
                 seqs: next_seq - self.due.events..next_seq,
                 oldest_ns: self.due.oldest_ns,
-                packed: self.due.stored[..].into(),
+                packed: packed.into(),
             });
         }
         self.shared.written_events.fetch_add(self.due.events, Ordering::Release);
-        self.shared.written_bytes.fetch_add(self.due.stored.len() as u64, Ordering::Release);
+        self.shared.written_bytes.fetch_add(stored as u64, Ordering::Release);
         for sink in &self.shared.sinks {
             sink.new_data.notify_one();
         }
