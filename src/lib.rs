@@ -39,6 +39,7 @@ pub mod identity;
 pub mod kubernetes;
 pub mod logging;
 pub mod metrics;
+mod pieces;
 pub mod policy;
 mod proxy;
 pub mod reload;

@@ -160,42 +160,61 @@ impl Batch {
         Some((&mut self.bytes[frame.from..], frame.events))
     }
 
-    /// Gives the events in the order they were recorded. `None` when there is one that `each` does not take, or that is not as it was added.
-    pub(crate) fn read<'b>(&'b self, mut each: impl FnMut(Told<'b>) -> Option<()>) -> Option<()> {
-        for frame in self.given.iter().chain(&self.frame) {
-            read(frame.events, self.bytes.get(frame.from + FRAME_HEAD..)?, &mut each)?;
-        }
-        Some(())
+    /// The events in the order they were recorded, as [`Events`] gives them.
+    pub(crate) fn told(&self) -> impl Iterator<Item = Option<Told<'_>>> {
+        let frames = self.given.iter().chain(&self.frame);
+        frames.flat_map(|frame| Events::new(frame.events, &self.bytes[frame.from + FRAME_HEAD..]))
     }
 }
 
-/// Gives the first `count` events after a frame's head in their order. `None` when there is one that `each` does not take, or that no batch has
-/// written.
-pub(crate) fn read<'f>(
-    count: u32,
-    mut rest: &'f [u8],
-    mut each: impl FnMut(Told<'f>) -> Option<()>,
-) -> Option<()> {
-    let mut known: Vec<[&[u8]; 2]> = Vec::new();
-    for _ in 0..count {
-        let ([conn, route, length], after) = numbers::<{ EVENT_HEAD / 4 }>(rest)?;
-        rest = after;
-        let mut texts: [[&[u8]; 2]; 2] = Default::default();
-        for (texts, number) in texts.iter_mut().zip([conn, route]).filter(|(_, number)| *number != NONE) {
-            if number as usize == known.len() {
-                let (lengths, after) = numbers::<{ COMMON_HEAD / 4 }>(rest)?;
-                let (common, after) = parts(lengths, after)?;
-                known.push(common);
-                rest = after;
-            }
-            *texts = *known.get(number as usize)?;
-        }
-        let [conn, route] = texts;
-        let ([own], after) = parts([length], rest)?;
-        each(Told { conn, route, own })?;
-        rest = after;
+/// The events of a frame, in their order. One that no batch has written is `None`, and the last.
+pub(crate) struct Events<'f> {
+    left: u32,
+    rest: &'f [u8],
+    known: Vec<[&'f [u8]; 2]>,
+}
+
+impl<'f> Events<'f> {
+    /// The first `count` after a frame's head.
+    pub(crate) fn new(count: u32, frame: &'f [u8]) -> Self {
+        Self { left: count, rest: frame, known: Vec::new() }
     }
-    Some(())
+
+    fn read(&mut self) -> Option<Told<'f>> {
+        let ([conn, route, length], rest) = numbers::<{ EVENT_HEAD / 4 }>(self.rest)?;
+        self.rest = rest;
+        let [conn, route] = [self.common(conn)?, self.common(route)?];
+        let ([own], rest) = parts([length], self.rest)?;
+        self.rest = rest;
+        Some(Told { conn, route, own })
+    }
+
+    /// The texts of this number, which follow where it is the next one.
+    fn common(&mut self, number: u32) -> Option<[&'f [u8]; 2]> {
+        if number == NONE {
+            return Some(Default::default());
+        }
+        if number as usize == self.known.len() {
+            let (lengths, rest) = numbers::<{ COMMON_HEAD / 4 }>(self.rest)?;
+            let (common, rest) = parts(lengths, rest)?;
+            self.known.push(common);
+            self.rest = rest;
+        }
+        self.known.get(number as usize).copied()
+    }
+}
+
+impl<'f> Iterator for Events<'f> {
+    type Item = Option<Told<'f>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.left = self.left.checked_sub(1)?;
+        let told = self.read();
+        if told.is_none() {
+            self.left = 0;
+        }
+        Some(told)
+    }
 }
 
 /// The numbers at the beginning, and what follows.
@@ -232,17 +251,13 @@ mod tests {
     }
 
     fn of_batch(batch: &Batch) -> Vec<Owned> {
-        let mut events = Vec::new();
-        batch.read(|told| Some(events.push(owned(told)))).unwrap();
-        events
+        batch.told().map(|told| owned(told.unwrap())).collect()
     }
 
     /// The events of the frame that a batch has now, as they are read back.
     fn of_frame(batch: &mut Batch) -> Vec<Owned> {
         let (frame, count) = batch.frame().unwrap();
-        let mut events = Vec::new();
-        read(count, &frame[FRAME_HEAD..], |told| Some(events.push(owned(told)))).unwrap();
-        events
+        Events::new(count, &frame[FRAME_HEAD..]).map(|told| owned(told.unwrap())).collect()
     }
 
     /// If this fails, an event is told of another caller's connection or by another's right, by the writer or after a kill.
@@ -313,7 +328,8 @@ mod tests {
                 damaged[at] = random.u8(..);
             }
             damaged.truncate(random.usize(..=damaged.len()).max(random.usize(..=damaged.len())));
-            let _ = read(6, &damaged, |_| Some(())); // whatever it is, it is no panic
+            let read: Vec<_> = Events::new(6, &damaged).collect(); // whatever it is, it is no panic
+            assert!(read.iter().rev().skip(1).all(Option::is_some));
         }
     }
 }

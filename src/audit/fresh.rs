@@ -7,10 +7,11 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Mutex;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 
 use super::sink::BatchLimit;
 use super::spool::lock;
+use crate::pieces::Pieces;
 
 /// The most that is kept: what comes of 30,000 requests/s in an eighth of a second, twice what is sent at once. A sink that is further behind
 /// reads the spool, and what it reads is unpacked, and packed again.
@@ -37,16 +38,12 @@ pub(crate) struct Piece {
 
 /// Pieces that follow one another, as one body: frames may stand one behind the other (RFC 8878 section 3.1).
 pub(crate) struct Run {
-    pub(crate) body: Chunks,
+    pub(crate) body: Pieces,
     pub(crate) seqs: Range<u64>,
     pub(crate) oldest_ns: u64,
     /// How long they are in the segment.
     pub(crate) stored: u64,
 }
-
-/// Bytes that are sent one after the other, from where they are.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Chunks(VecDeque<Bytes>);
 
 /// The newest pieces, in the order of the chain.
 #[derive(Default)]
@@ -75,7 +72,7 @@ impl Fresh {
         let begins = |piece: &Piece, at| (piece.ordinal, piece.place.start) == (ordinal, at);
         let from = kept.pieces.iter().position(|piece| begins(piece, offset))?;
         let first = kept.pieces.get(from)?;
-        let (mut body, mut end, mut next_seq) = (Chunks::default(), offset, first.seqs.start);
+        let (mut body, mut end, mut next_seq) = (Pieces::default(), offset, first.seqs.start);
         let mut unpacked = 0;
         for piece in kept.pieces.range(from..) {
             unpacked += piece.unpacked;
@@ -83,7 +80,7 @@ impl Fresh {
             if !begins(piece, end) || !fits() {
                 break;
             }
-            body.0.push_back(piece.packed.clone());
+            body.push(piece.packed.clone());
             (end, next_seq) = (piece.place.end, piece.seqs.end);
         }
         let run =
@@ -111,35 +108,6 @@ impl Fresh {
     }
 }
 
-impl From<Bytes> for Chunks {
-    fn from(bytes: Bytes) -> Self {
-        Self(VecDeque::from([bytes]))
-    }
-}
-
-impl Buf for Chunks {
-    fn remaining(&self) -> usize {
-        self.0.iter().map(Bytes::len).sum()
-    }
-
-    fn chunk(&self) -> &[u8] {
-        self.0.front().map_or(&[], |first| first)
-    }
-
-    fn advance(&mut self, mut count: usize) {
-        while let Some(first) = self.0.front_mut() {
-            let part = count.min(first.len());
-            first.advance(part);
-            count -= part;
-            if !first.is_empty() {
-                break;
-            }
-            self.0.pop_front();
-        }
-        assert_eq!(count, 0, "more than remains");
-    }
-}
-
 impl Kept {
     fn drop_first(&mut self) {
         if let Some(piece) = self.pieces.pop_front() {
@@ -151,6 +119,7 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Buf;
 
     const USUAL: BatchLimit = BatchLimit { events: 2048, bytes: 1024 * 1024 };
 
@@ -180,12 +149,7 @@ mod tests {
         let run = fresh.run(1, 0, USUAL).unwrap();
         assert_eq!((run.seqs, run.stored, run.oldest_ns), (0..20, 2000, 0));
         let mut body = run.body;
-        assert_eq!((body.remaining(), body.chunk()), (5, &[0, 0][..]));
-        body.advance(1);
-        assert_eq!((body.remaining(), body.chunk()), (4, &[0][..]));
-        body.advance(2);
-        assert_eq!((body.remaining(), body.copy_to_bytes(2)), (2, Bytes::from_static(&[10, 10])));
-        assert_eq!((body.remaining(), body.chunk()), (0, &[][..]));
+        assert_eq!(body.copy_to_bytes(body.remaining()), [0, 0, 10, 10, 10][..]);
         assert_eq!(fresh.run(1, 3000, USUAL).unwrap().seqs, 30..40, "the next one is of another segment");
         assert_eq!(fresh.run(2, 0, USUAL).unwrap().body.remaining(), 5);
         for limit in [BatchLimit { events: 19, ..USUAL }, BatchLimit { bytes: 1999, ..USUAL }] {

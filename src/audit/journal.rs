@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::cipher::{Cipher, Opener, SpoolKey};
 use super::encode::{Event, Pieces, Speller};
-use super::frame::{self, Batch, FRAME_HEAD};
+use super::frame::{Batch, Events, FRAME_HEAD};
 use super::segment::Disk;
 
 mod kept;
@@ -364,9 +364,9 @@ fn decode_frame(at: &[u8]) -> io::Result<Option<(u64, Vec<Event>, usize)>> {
         return Ok(None);
     }
     let (Some(count), Some(last)) = (u32_at(frame, 12), u64_at(frame, 16)) else { return Ok(None) };
-    let (mut speller, mut spelled) = (Speller::default(), Vec::new());
-    let whole = frame::read(count, &events, |told| Some(spelled.push(speller.told(&told)?.to_event())));
-    Ok(whole.map(|()| (last, spelled, frame.len())))
+    let mut speller = Speller::default();
+    let events = Events::new(count, &events).map(|told| Some(speller.told(&told?)?.to_event()));
+    Ok(events.collect::<Option<_>>().map(|events| (last, events, frame.len())))
 }
 
 fn whole_frame(at: &[u8]) -> Option<(u32, &[u8])> {

@@ -20,10 +20,10 @@ use tokio::sync::watch;
 use tokio::time::error::Elapsed;
 use tokio_rustls::TlsConnector;
 
-use super::fresh::Chunks;
 use super::secret::Credentials;
 use super::sink::{SinkConfig, is_refusal};
 use super::sink_coding::{self, Coder};
+use crate::pieces::Pieces;
 
 /// The most that is read of an answer: that of a bulk request has a line for each of 2048 events.
 const MAX_ANSWER: usize = 1024 * 1024;
@@ -87,7 +87,7 @@ pub(crate) struct Client {
 }
 
 struct Connection {
-    sender: SendRequest<Full<Chunks>>,
+    sender: SendRequest<Full<Pieces>>,
     /// Whether who is at its other end takes a coded body. The next connection can be with another, so it is asked anew.
     takes_zstd: bool,
 }
@@ -146,7 +146,7 @@ impl Client {
         let exchange = async {
             let connection = self.connection().await?;
             let (request, coded) = if connection.takes_zstd { self.coded(request) } else { (request, false) };
-            self.exchange(connection, request.map(Chunks::from), coded).await
+            self.exchange(connection, request.map(Pieces::from), coded).await
         };
         let outcome = tokio::time::timeout(attempt, exchange).await;
         self.in_time(outcome)
@@ -162,7 +162,7 @@ impl Client {
         path: &str,
         content_type: &'static str,
         more: Option<(HeaderName, HeaderValue)>,
-        body: Chunks,
+        body: Pieces,
     ) -> Result<Option<Reply>, String> {
         let request = says_zstd(self.request(path, content_type, more, body).await?);
         let attempt = self.attempt;
@@ -230,7 +230,7 @@ impl Client {
     async fn exchange(
         &mut self,
         mut connection: Connection,
-        request: Request<Chunks>,
+        request: Request<Pieces>,
         coded: bool,
     ) -> Result<Reply, String> {
         let read = async {

@@ -188,7 +188,10 @@ impl Writer {
     fn take_batch(&mut self, worker: Arc<WorkerLink>, mut batch: Batch) {
         let (events, bytes) = (batch.events(), batch.bytes() as u64);
         let read = self.chain_up(|speller, chain| {
-            batch.read(|told| Some(chain(speller.told(&told)?))) // one after the other, as they were recorded
+            batch.told().try_for_each(|told| {
+                chain(speller.told(&told?)?);
+                Some(())
+            })
         });
         if read.is_none() {
             // It never is: a worker of this process has written it.

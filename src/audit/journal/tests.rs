@@ -27,9 +27,8 @@ fn add(batch: &mut Batch, from: u64, events: u64) {
 }
 
 fn pieces(batch: &Batch) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let (mut speller, mut events) = (Speller::default(), Vec::new());
-    batch.read(|told| Some(events.push(speller.told(&told)?.to_event()))).unwrap();
-    events
+    let mut speller = Speller::default();
+    batch.told().map(|told| speller.told(&told.unwrap()).unwrap().to_event()).collect()
 }
 
 struct Written {

@@ -28,11 +28,11 @@ fn pseudonym(of: &str) -> Pseudonym {
 }
 
 fn said(ev: &AccessDecision<'_>, route: &Route) -> Event {
-    let (mut batch, mut speller, mut said) = (Batch::default(), Speller::default(), Vec::new());
+    let (mut batch, mut speller) = (Batch::default(), Speller::default());
     let own = |out: &mut Vec<u8>| brief::decision(out, ev, route.pseudonyms(ev));
     batch.add(Some(&ev.conn.common), Some(&route.common), own);
-    batch.read(|told| Some(said.push(speller.told(&told)?.to_event()))).unwrap();
-    said.remove(0)
+    let told = batch.told().next().flatten().unwrap();
+    speller.told(&told).unwrap().to_event()
 }
 
 fn by<'a>(conn: &'a ConnFragment, http: HttpFacts<'a>, decision: Decision<'a>) -> AccessDecision<'a> {

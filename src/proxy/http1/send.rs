@@ -1,9 +1,8 @@
 //! A body on its way out, no faster than the other end reads.
 
-use std::collections::VecDeque;
 use std::fmt::Write;
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::{Pin, pin};
 use std::task::Poll;
 
@@ -15,6 +14,7 @@ use http_body::Body;
 use super::chunks::may_trail;
 use super::head::{Length, write_field};
 use super::wire::Wire;
+use crate::pieces::Pieces;
 
 /// Pieces up to this size are put together; a larger one is written from where it is.
 const SMALL: usize = 8 * 1024;
@@ -25,16 +25,12 @@ const ENOUGH: usize = 128 * 1024;
 
 /// What goes out: the bytes that wait to be written, how the body is framed, and what may stand behind it.
 pub(super) struct Outgoing {
-    /// Ahead of `out`.
+    /// What is large, ahead of `out`.
     pieces: Pieces,
     out: BytesMut,
     length: Length,
     trailers: Vec<HeaderName>,
 }
-
-/// Large pieces, which are written from where they are.
-#[derive(Default)]
-struct Pieces(VecDeque<Bytes>);
 
 /// Why a message did not go out whole.
 pub(super) enum Failed {
@@ -100,7 +96,7 @@ impl Outgoing {
         }
         if data.len() > SMALL {
             self.end_piece();
-            self.pieces.0.push_back(data);
+            self.pieces.push(data);
         } else {
             self.out.extend_from_slice(&data);
         }
@@ -119,7 +115,7 @@ impl Outgoing {
     /// What was put together waits as a piece.
     fn end_piece(&mut self) {
         if !self.out.is_empty() {
-            self.pieces.0.push_back(self.out.split().freeze());
+            self.pieces.push(self.out.split().freeze());
         }
     }
 
@@ -143,30 +139,5 @@ impl Outgoing {
     async fn write(&mut self, wire: &Wire) -> Result<(), Failed> {
         let mut all = (&mut self.pieces).chain(&mut self.out);
         poll_fn(|cx| wire.poll_write(cx, &mut all)).await.map_err(Failed::from)
-    }
-}
-
-impl Buf for Pieces {
-    fn remaining(&self) -> usize {
-        self.0.iter().map(Bytes::len).sum()
-    }
-
-    fn chunk(&self) -> &[u8] {
-        self.0.front().map_or(&[], |piece| piece)
-    }
-
-    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
-        let pieces = slices.iter_mut().zip(&self.0);
-        pieces.map(|(slice, piece)| *slice = IoSlice::new(piece)).count()
-    }
-
-    fn advance(&mut self, mut written: usize) {
-        while let Some(piece) = self.0.front_mut() {
-            if written < piece.len() {
-                return piece.advance(written);
-            }
-            written -= piece.len();
-            self.0.pop_front();
-        }
     }
 }
