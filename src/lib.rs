@@ -14,7 +14,7 @@
 //! - [`audit`]: typed events, the hash chain, the spool on disk, delivery. [`collector`]: the other end of delivery.
 //! - `proxy`: the data path. `proxy/forward.rs` shows a request from top to bottom.
 //! - [`runtime`]: a sidecar put together, started and ended. `reload`, `resolve`, [`drain`], [`admin`], [`metrics`],
-//!   `background`: its parts.
+//!   `background`: its parts. `pieces`: bytes that are sent from where they are.
 //! - [`kubernetes`]: a sidecar put into a pod, and the pod's traffic led through it.
 //! - [`config`]: the configuration file. [`cli`]: the commands. [`dev`]: a whole mesh on one machine.
 //!
