@@ -107,6 +107,12 @@ def arguments():
         args.peers = PEERS + ["phiward-switch"] * bool(args.switch) + ["phiward-baseline"] * bool(args.baseline)
     for unknown in set(args.measure) - set(MEASURES):
         parser.error(f"{unknown}: a measure is one of {', '.join(MEASURES)}")
+    # Any build makes the identities, so what the trail costs needs no other than the one with a switch.
+    if args.switch and all(peer == "phiward-switch" for peer in args.peers if peer.startswith("phiward")):
+        args.binary = args.switch
+    for binary in (args.binary, args.switch, args.baseline):
+        if binary and not binary.is_file():
+            parser.error(f"{binary}: there is no such program; docs/performance.md says how to build it")
     return args
 
 
