@@ -13,7 +13,7 @@ use super::sink::BatchLimit;
 use super::spool::lock;
 use crate::pieces::Pieces;
 
-/// The most that is kept: what comes of 30,000 requests/s in an eighth of a second, four times what is sent at once. A sink that is further behind
+/// The most that is kept: what comes of 30,000 requests/s in an eighth of a second, twice what is sent at once. A sink that is further behind
 /// reads the spool, and what it reads is unpacked, and packed again.
 const KEPT_BYTES: usize = 1536 * 1024;
 

@@ -37,7 +37,7 @@ const FULL_BATCH_BYTES: usize = 256 * 1024;
 pub(super) const COMPANY: Duration = Duration::from_millis(20);
 /// So many bytes of them do not stay, so that the writer is done with them before the other half of the journal is full. Small
 /// journals take less at a time, and so do small segments: a record is some ten times as long as what is recorded of it.
-const MUCH_COMPANY_BYTES: u64 = 64 * 1024;
+const MUCH_COMPANY_BYTES: u64 = 128 * 1024;
 /// The most places a worker takes from the spool at once, so that the shared counter is touched once in many requests.
 const LEASE_PLACES: i64 = 32;
 
