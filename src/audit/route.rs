@@ -35,7 +35,6 @@ pub(crate) struct Route {
 }
 
 /// What is said, on which all else depends.
-#[derive(PartialEq, Eq)]
 struct Said {
     policy: Option<Box<str>>,
     outcome: &'static str,

@@ -27,13 +27,13 @@ use crate::audit::writer::Message;
 
 /// How far the writer may be behind one worker before requests are refused.
 pub(super) const MAX_UNWRITTEN_EVENTS: u64 = 16 * 1024;
-/// The same in bytes of encoded events: 8 MiB.
+/// The same in bytes, as events are in a batch: 8 MiB.
 const MAX_UNWRITTEN_BYTES: u64 = 8 * 1024 * 1024;
 /// A batch of this many bytes does not wait for the end of the turn.
 const FULL_BATCH_BYTES: usize = 256 * 1024;
 /// How long events for which nobody waits (any more) stay before they go to the writer: those of many turns share its write,
 /// and its wake-up. With the syncer's own delay it is less than the 100 ms after which they are on disk. Each time it comes costs
-/// the writer as much as some 20 requests' events: with half as long and as much it takes 0.7 us a request more (`docs/performance.md`).
+/// the writer as much as some 20 requests' events; with half as long it takes 0.4 us a request more (`docs/performance.md`).
 pub(super) const COMPANY: Duration = Duration::from_millis(20);
 /// So many bytes of them do not stay, so that the writer is done with them before the other half of the journal is full. Small
 /// journals take less at a time, and so do small segments: a record is some ten times as long as what is recorded of it.
